@@ -58,7 +58,7 @@ def demo(
                 folder=folder,
                 seed=seed,
             )
-            urls = [story.play(stage, live_scene(source, seed=seed))] if live else []
+            urls = [story.play(stage, live_scene(source))] if live else []
             urls += [following.play(stage, paced_day())] if paced else []
         except DemoError as error:
             fail(str(error))

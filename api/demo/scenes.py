@@ -12,16 +12,20 @@ import numpy as np
 from engine.spec.measurement import Measurement
 from engine.spec.plan import ParallelPlan
 from policies.capacity_table import CapacityTable
-from tuner.spec.errors import WorkloadError
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
-# Where the Azure code trace stays busy for more than a minute.
-BUSY_S = 2000
-# Where to look for such a stretch in arrivals of its statistics: they come in bursts, and between
-# two of them, at other times for each seed, for minutes nothing comes.
-STARTS_S = range(1000, 4000, 50)
-ENOUGH = 60
+# Lengths of the Azure code trace, at sizes that two cores can serve; where no trace is given, drawn
+# by its means and spreads. Arrivals are independent: two stretches of half a minute of that trace
+# differ so much that nothing told of one holds for the next.
+TRACE_LENGTHS = "lengths=auto:{trace},input_scale=0.2"
+DRAWN_LENGTHS = "input=lognormal:400~0.9,output=lognormal:17~0.6"
+MOST_LENGTHS = "max_input=1024,max_output=32"
+# The guess serves so many clients at once as fast as it can; the scene's rate is this share of what
+# it then finishes.
+BUSY_CLIENTS, BUSY_REQUESTS, BUSY_SHARE = 16, 64, 0.5
+# Before and after are so long, the load that rises twice so long.
+ACT_S = 45.0
 # Windows of the second scene's rates.
 WINDOW_S = 10.0
 # The first scene's SLA: what this share of requests had under the guess, 95 % shall have.
@@ -55,13 +59,33 @@ class Cast:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The first story: a guess, the tuner's answer, a load that changes. ``guards`` are those of a
-    change that has a minute."""
+    """The first story: a guess, the tuner's answer, a load that rises. ``lengths`` are those of all
+    its requests; ``guards`` are those of a change that has a minute."""
 
     title: str
     cast: Cast
-    workload: str
+    lengths: str
     guards: dict[str, float]
+
+    @property
+    def busy(self) -> str:
+        """A load that is as much as the guess can do."""
+        return f"closed:concurrency={BUSY_CLIENTS},requests={BUSY_REQUESTS},{self.lengths}"
+
+    def at(self, rate_rps: float, seconds: float = ACT_S) -> str:
+        """Requests that arrive independently of each other."""
+        return f"poisson:rate={rate_rps:.3g},seconds={seconds:g},{self.lengths}"
+
+    def rush(self, table: CapacityTable, plan: ParallelPlan, seed: int) -> str:
+        """A load that the table's largest entry carries, and ``plan`` does not unless it is that
+        entry: how much a rank carries differs from machine to machine.
+
+        The requests that ``seed`` draws come at that rate, not only their mean over all seeds.
+        """
+        in_force = table.find(plan) or table.entries[0]
+        rate_rps = min(RUSH_BEYOND * in_force.low_rps, RUSH_SHARE * table.entries[-1].low_rps)
+        drawn = len(parse_workload(self.at(rate_rps, RUSH_S), seed=seed)) / RUSH_S
+        return self.at(rate_rps * rate_rps / drawn, RUSH_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +135,11 @@ class Day:
         return parse_workload(f"servegen:{path},{spread}", seed=seed)
 
 
-def live_scene(trace: str | None, *, seed: int) -> Scene:
+def live_scene(trace: str | None) -> Scene:
     """Two real ranks on this machine's cores, at sizes that two cores can serve. HTTP, clients and
     control share the cores and are in no table: prompts are so long that these take little.
     """
-    sizes = "input_scale=0.2,max_input=1024,max_output=32"
+    lengths = TRACE_LENGTHS.format(trace=trace) if trace else DRAWN_LENGTHS
     return Scene(
         title="Two real ranks on this machine",
         cast=Cast(
@@ -130,18 +154,9 @@ def live_scene(trace: str | None, *, seed: int) -> Scene:
                 "capacity_table": True,
             },
         ),
-        workload=_spec(trace, seed, f"seconds=40,scale=1.5,requests=70,{sizes}"),
+        lengths=f"{lengths},{MOST_LENGTHS}",
         guards={"min_interval_s": 10, "max_reshapes_per_h": 30},
     )
-
-
-def rush_for(table: CapacityTable, plan: ParallelPlan) -> str:
-    """A load of the table's lengths that the largest entry carries, and ``plan`` does not unless it
-    is that entry: how much a rank carries differs from machine to machine."""
-    in_force = table.find(plan) or table.entries[0]
-    rate_rps = min(RUSH_BEYOND * in_force.low_rps, RUSH_SHARE * table.entries[-1].low_rps)
-    inputs, outputs = (max(1, round(mean)) for mean in table.mix)
-    return f"poisson:rate={rate_rps:.3g},seconds={RUSH_S:g},input={inputs},output={outputs}"
 
 
 def sla_from(measured: Measurement, room: float = 1.0) -> str:
@@ -199,18 +214,3 @@ def paced_day() -> Day:
         lengths=lengths,
         guards={"min_interval_s": 10, "max_reshapes_per_h": 30},
     )
-
-
-def _spec(trace: str | None, seed: int, options: str) -> str:
-    """A busy stretch of the trace where it is given, else of arrivals of its statistics."""
-    if trace:
-        return f"azure:{trace},start={BUSY_S},{options}"
-    specs = [f"azure-like:start={start_s},{options}" for start_s in STARTS_S]
-    return next((spec for spec in specs if _num_requests(spec, seed) >= ENOUGH), specs[-1])
-
-
-def _num_requests(spec: str, seed: int) -> int:
-    try:
-        return len(parse_workload(spec, seed=seed))
-    except WorkloadError:  # nothing arrives in that stretch
-        return 0

@@ -1,4 +1,4 @@
-"""The first scene: a guess, the tuner's answer, and a load that hot settings cannot carry."""
+"""The first scene: a guess, the tuner's answer, and a load that rises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
-from api.demo.scenes import ROOMS, RUSH_S, Scene, rush_for, sla_from
+from api.demo.processes import DemoError
+from api.demo.scenes import BUSY_SHARE, ROOMS, RUSH_S, Scene, sla_from
 from api.demo.stage import Stage, capacity_in
 from api.schemas.serving import DecisionView
 from engine.spec.measurement import Measurement
@@ -52,15 +53,18 @@ class Act:
 
 
 def play(stage: Stage, scene: Scene) -> str:
-    """An engine joins, a job tunes it, the answer is applied, the load changes; returns the
-    engine's address (it is still running)."""
+    """An engine joins, a job tunes it, the answer is applied, the load rises; returns the engine's
+    address (it is still running)."""
     stage.console.rule(f"[bold]{scene.title}")
     engine_id, url = stage.start_engine(scene.cast)
-    before = _act(stage, scene, scene.workload, (engine_id, url), "before")
+    busy = stage.load(scene.cast, parse_workload(scene.busy, seed=stage.seed), url, "all it can do")
+    workload = scene.at(BUSY_SHARE * finished_rps(busy))
+    stage.console.print(f"the load: {workload}", highlight=False)
+    before = _act(stage, scene, workload, (engine_id, url), "before")
     for room in ROOMS:
         sla = sla_from(before.measurement, room)
         stage.console.print(f"the SLA, from what the guess did: {sla}", highlight=False)
-        recommendation = stage.tune(scene.cast, scene.workload, sla)
+        recommendation = stage.tune(scene.cast, workload, sla)
         if recommendation is not None:
             break
     else:
@@ -70,7 +74,7 @@ def play(stage: Stage, scene: Scene) -> str:
         stage.print_capacity(table)
     stage.apply(recommendation, engine_id)
     stage.hurry(engine_id, scene.guards)
-    after = _act(stage, scene, scene.workload, (engine_id, url), "after")
+    after = _act(stage, scene, workload, (engine_id, url), "after")
     changed = [] if table is None else _rush(stage, scene, (engine_id, url), table)
     _print_acts(stage, [before, after, *changed], sla)
     return url
@@ -93,12 +97,12 @@ def _act(stage: Stage, scene: Scene, spec: str, engine: tuple[str, str], name: s
 
 
 def _rush(stage: Stage, scene: Scene, engine: tuple[str, str], table: CapacityTable) -> list[Act]:
-    """Change the load, twice as long as the controller has to notice it, and show what it did."""
+    """More load, twice as long as the controller has to notice it, and what it did."""
     engine_id, _ = engine
-    spec = rush_for(table, stage.settings(engine_id).plan)
-    stage.console.print(f"the load changes: {spec}", highlight=False)
+    spec = scene.rush(table, stage.settings(engine_id).plan, stage.seed)
+    stage.console.print(f"the load rises: {spec}", highlight=False)
     seen = {decision.id for decision in stage.client.list_decisions(engine_id)}
-    names = ("load changed", f"{RUSH_S:.0f} s later")
+    names = ("load has risen", f"{RUSH_S:.0f} s later")
     acts = [_act(stage, scene, spec, engine, name) for name in names]
     time.sleep(SETTLE_S)
     fresh = [d for d in stage.client.list_decisions(engine_id) if d.id not in seen]
@@ -125,6 +129,17 @@ def _print_acts(stage: Stage, acts: Sequence[Act], sla: str) -> None:
         goodput = f"{report.goodput_rps:.2f}"
         table.add_row(act.name, act.settings, act.steps, act.attainment(sla), goodput, verdict)
     stage.console.print(table)
+
+
+def finished_rps(measured: Measurement) -> float:
+    """Requests per second that ended.
+
+    Raises:
+        DemoError: none did.
+    """
+    if not measured.completed or not measured.window_s:
+        raise DemoError("the engine answered none of the first requests")
+    return len(measured.completed) / measured.window_s
 
 
 def shares(steps: Counter[str]) -> str:

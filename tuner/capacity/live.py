@@ -75,12 +75,14 @@ class LateProbe:
 @dataclass(frozen=True, kw_only=True)
 class LiveCapacity:
     """What was found, and the probes that were set aside. ``undrivable`` is the factor from which
-    this machine is too slow to send the load; None: it kept up."""
+    this machine is too slow to send the load; None: it kept up. ``cut_rps`` are the requests per
+    second that ended in the probe that was still running when the time was used; None: none was."""
 
     found: Capacity
     late: tuple[LateProbe, ...]
     undrivable: float | None
     seconds: float
+    cut_rps: float | None = None
 
 
 class _StopError(Exception):
@@ -115,6 +117,7 @@ class LiveSearch:
     _probes: list[Probe] = field(default_factory=list)
     _late: list[LateProbe] = field(default_factory=list)
     _undrivable: float | None = None
+    _cut_rps: float | None = None
     _start_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -146,6 +149,7 @@ class LiveSearch:
             late=tuple(self._late),
             undrivable=self._undrivable,
             seconds=time.monotonic() - self._start_s,
+            cut_rps=self._cut_rps,
         )
 
     @property
@@ -188,8 +192,10 @@ class LiveSearch:
     def _probe(self, factor: float) -> Probe | LateProbe:
         draw = self._num_probes
         load = traffic(self.workload, factor, draw, seconds=self._probe_s, sla=self.sla)
+        begun_s = time.monotonic()
         run = self.drive(load, draw, lambda: self._is_over)
         if any(timing.outcome is Outcome.CUT for timing in run.timings):
+            self._cut_rps = len(run.completed) / (time.monotonic() - begun_s)
             raise _StopError
         lag_ms = run.driver_lag_ms.p99 or 0.0
         if lag_ms > (most_lag_ms(self.sla) if self.lag_ms is None else self.lag_ms):

@@ -17,7 +17,7 @@ from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.settings import Settings
 from policies.capacity_table import CarriedRate
 from policies.numbers import short
-from tuner.capacity.live import LateProbe, LiveSearch, least_requests
+from tuner.capacity.live import LateProbe, LiveCapacity, LiveSearch, least_requests
 from tuner.capacity.probe import Probe
 from tuner.capacity.search import Capacity
 from tuner.capacity.table import check_has_table
@@ -84,12 +84,12 @@ class Driver:
                 self._note(settings, str(error))
         for cost in meter.taken():
             self.purse.pay(cost, settings)
-        if found is None:
+        if found is None or self.is_cancelled():
             return None
-        if not found.probes:
+        if not found.found.probes:
             self._note(settings, f"no probe came to its end within {seconds:.0f} s")
-            return None
-        return as_driven(found, settings, self._rate_rps)
+            return as_cut(found)
+        return as_driven(found.found, settings, self._rate_rps)
 
     def _why_not(self, settings: Settings, seconds: float) -> str | None:
         if self._num_driven == MOST_DRIVEN:
@@ -109,7 +109,7 @@ class Driver:
         needed_s = 4 * least_requests(self.context.sla) / (LEAST_SHARE * expected.rate_rps)
         return min(max(self._seconds, needed_s), MOST_LONGER * self._seconds)
 
-    def _search(self, expected: CarriedRate, seconds: float) -> Capacity:
+    def _search(self, expected: CarriedRate, seconds: float) -> LiveCapacity:
         context, settings = self.context, expected.settings
         with self._target() as target:
             search = LiveSearch(
@@ -127,7 +127,7 @@ class Driver:
             )
             # Starting takes none of its time.
             self._run(target, settings, warm_up(context.workload), -1, lambda: False)
-            return search.run().found
+            return search.run()
 
     def _run(
         self,
@@ -180,6 +180,17 @@ def served_here(context: TuningContext) -> ServedHere:
         block_size=spec.block_size,
         link=spec.link,
     )
+
+
+def as_cut(live: LiveCapacity) -> Driven | None:
+    """What a search shows whose first probe took all its time; None where none was cut.
+
+    A probe is a part of that time by its arrivals, so most of it was a queue being worked off: no
+    more is carried than ended per second, and where nothing ended less than one in that time.
+    """
+    if live.cut_rps is None:
+        return None
+    return Driven(entry=None, least_rps=live.cut_rps or 1.0 / live.seconds)
 
 
 def as_driven(found: Capacity, settings: Settings, rate_rps: float) -> Driven:

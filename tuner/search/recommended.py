@@ -57,7 +57,12 @@ def make_recommendation(
         simulated = measurement_json(run.measurement, context.sla)["metrics"]
         expected = summed(run.segments)
         schedule = build_schedule(
-            context.simulator, context.space, settings, context.workload, context.sla
+            context.simulator,
+            context.space,
+            settings,
+            context.workload,
+            context.sla,
+            carried=None if table is None else table.find(settings.plan),
         )
     paced = _paced_document(context, settings) if context.spec.probe_paced else None
     return Recommendation(

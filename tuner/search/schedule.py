@@ -6,7 +6,9 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
+from policies.capacity_table import CarriedRate
 from policies.points import Estimate, OperatingPoint
 from policies.report import LATENCIES
 from policies.schedule import LoadBand, Schedule
@@ -31,7 +33,13 @@ SAFE_HEADROOM = 0.2
 
 
 def build_schedule(
-    simulator: Simulator, space: Space, best: Settings, workload: Workload, sla: Sla
+    simulator: Simulator,
+    space: Space,
+    best: Settings,
+    workload: Workload,
+    sla: Sla,
+    *,
+    carried: CarriedRate | None = None,
 ) -> Schedule:
     """Bands of the recommended plan around the workload's own rate, lowest first.
 
@@ -40,13 +48,21 @@ def build_schedule(
     headroom of two: at the band's own rate and at the next higher one. At no higher rate may they
     be worse than the recommended ones. So a controller that is late, or wrong about the load, does
     no harm compared with holding still.
+
+    ``carried`` is what the plan carries, None if nobody knows. Where that was measured, bands above
+    the workload's own rate have settings that ran: simulation knows nothing of what front end and
+    clients take of the same cores, and there is no headroom left for being wrong.
     """
-    choices = _choices(simulator, space, best)
+    ran = _ran(best, workload, carried)
+    choices = list(dict.fromkeys([*_choices(simulator, space, best), ran or best]))
     scaled = [at_rate(_sample(workload, factor), factor) for factor in RATE_FACTORS]
     points = [{s: simulator.quick_point(s, load) for s in choices} for load in scaled]
     found: list[tuple[float, Settings, float]] = []
     for nth, load in enumerate(scaled):
-        settings = _most_headroom(points[nth:], best, sla)
+        if ran is not None and RATE_FACTORS[nth] > 1.0:
+            settings = ran
+        else:
+            settings = _most_headroom(points[nth:], best, sla)
         rate = _rate_rps(simulator, settings, load)
         if rate > (found[-1][0] if found else 0.0):
             found.append((rate, settings, points[nth][settings].headroom(sla)))
@@ -54,6 +70,17 @@ def build_schedule(
         bands=_merged(found, workload),
         alone=_alone(simulator, [settings for _, settings, _ in found], workload),
     )
+
+
+def _ran(best: Settings, workload: Workload, carried: CarriedRate | None) -> Settings | None:
+    """Of the settings that ran those that carry most; None where none was measured.
+
+    The recommended ones carry the workload's own rate. No band may change the engine's order.
+    """
+    if carried is None or carried.fidelity is not Fidelity.MEASURED:
+        return None
+    carries_more = carried.low_rps > (workload.rate_rps or 0.0)
+    return replace(carried.settings, order=best.order) if carries_more else best
 
 
 def _sample(workload: Workload, factor: float) -> Workload:

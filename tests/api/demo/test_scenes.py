@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from api.demo.following import Held, device_seconds, held
-from api.demo.scenes import ENOUGH, live_scene, paced_day, rush_for, sla_from
-from api.demo.story import Act, shares
+from api.demo.processes import DemoError
+from api.demo.scenes import ACT_S, RUSH_S, live_scene, paced_day, sla_from
+from api.demo.story import Act, finished_rps, shares
 from api.schemas.serving import PolicyVersionView
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from engine.spec.plan import ParallelPlan
@@ -23,26 +24,47 @@ from store.models import AckState
 from tests.policies.capacity import RATE_OF_ONE_RPS, entry, settings_of, table
 from tuner.workload.parse import parse_workload
 
+TRACE = Path(__file__).parents[3].parent / "shared/traces/azure2023/AzureLLMInferenceTrace_code.csv"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_a_scene_without_a_trace_has_requests_whatever_the_seed(seed: int) -> None:
-    spec = live_scene(None, seed=seed).workload
-    assert len(parse_workload(spec, seed=seed)) >= ENOUGH
+@pytest.mark.parametrize("seed", range(5))
+def test_every_load_of_the_first_scene_has_the_same_lengths(seed: int) -> None:
+    scene = live_scene(None)
+    loads = [parse_workload(spec, seed=seed) for spec in (scene.busy, scene.at(8.0))]
+    assert loads[0].closed is not None
+    assert len(loads[1]) == pytest.approx(8 * ACT_S, rel=0.3)
+    for load in loads:
+        assert load.input_tokens.mean() == pytest.approx(370, rel=0.3)
+        assert load.input_tokens.max() <= 1024
 
 
+@pytest.mark.skipif(not TRACE.exists(), reason="the public traces are not beside this checkout")
+def test_the_first_scene_takes_its_lengths_from_a_trace_that_is_given() -> None:
+    drawn, from_trace = (
+        parse_workload(live_scene(trace).at(8.0), seed=1) for trace in (None, str(TRACE))
+    )
+    for lengths in ("input_tokens", "output_tokens"):
+        mean = getattr(from_trace, lengths).mean()
+        assert getattr(drawn, lengths).mean() == pytest.approx(mean, rel=0.2)
+
+
+def test_a_guess_that_answers_nothing_ends_the_scene_with_a_reason() -> None:
+    nothing = Measurement(fidelity=Fidelity.MEASURED, timings=(), driver_lag_ms=Distribution.of(()))
+    with pytest.raises(DemoError, match="answered none"):
+        finished_rps(nothing)
+
+
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("replicas", "carries_rps"), [((1, 2, 4), 8.0), ((1,), 2.0)])
 def test_the_load_rises_above_what_the_plan_carries_but_never_above_the_most(
-    replicas: tuple[int, ...], carries_rps: float
+    replicas: tuple[int, ...], carries_rps: float, seed: int
 ) -> None:
     known = table(*(entry(n) for n in replicas))
-    spec = rush_for(known, settings_of(1).plan)
-    rate_rps = float(spec.partition("rate=")[2].partition(",")[0])
+    spec = live_scene(None).rush(known, settings_of(1).plan, seed)
+    rate_rps = len(parse_workload(spec, seed=seed)) / RUSH_S
     assert rate_rps < carries_rps
     assert (rate_rps > RATE_OF_ONE_RPS) == (len(replicas) > 1)
-    load = parse_workload(spec, seed=1)
-    assert load.input_tokens.mean() == pytest.approx(known.mean_input_tokens)
 
 
 def test_the_plan_of_the_day_carries_its_load_until_it_rises() -> None:

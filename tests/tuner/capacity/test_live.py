@@ -3,6 +3,7 @@ passes."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -88,17 +89,22 @@ def test_a_late_driver_makes_no_verdict_and_its_rate_is_told() -> None:
     assert "this machine is too slow to send" in told
 
 
-def test_a_probe_cut_by_the_end_does_not_count() -> None:
+def test_a_probe_cut_by_the_end_does_not_count_but_tells_what_ended_in_its_time() -> None:
     drive = driven()
+    assert search(drive).run().cut_rps is None
+    ended: list[int] = []
 
     def cut(load: Workload, draw: int, should_stop: Callable[[], bool]) -> Measurement:
         run = drive(load, draw, should_stop)
+        time.sleep(0.1)
+        ended.append(len(run.timings) - 1)
         last = replace(run.timings[-1], outcome=Outcome.CUT)
         return replace(run, timings=(*run.timings[:-1], last))
 
     live = search(cut).run()
     assert live.found.factor is None
     assert not live.found.probes
+    assert live.cut_rps == pytest.approx(ended[0] / live.seconds, rel=0.2)
 
 
 def test_a_probe_is_the_same_part_of_the_traffic_at_every_rate_with_enough_requests() -> None:

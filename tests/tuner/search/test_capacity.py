@@ -13,10 +13,11 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.points import OperatingPoint
+from tuner.capacity.live import LiveCapacity
 from tuner.capacity.probe import Probe
 from tuner.capacity.search import Capacity
 from tuner.search.capacity import find_capacity_table
-from tuner.search.carried_live import Driven, as_driven
+from tuner.search.carried_live import Driven, as_cut, as_driven
 from tuner.search.context import TuningContext
 from tuner.search.spec import TuningSpec
 from tuner.search.tune import prepare, tune
@@ -151,3 +152,16 @@ def test_where_no_probe_was_carried_the_lowest_is_told() -> None:
     found = as_driven(searched((1.25, False), (0.8, False), factor=None), ONE, 10.0)
     assert found.entry is None
     assert found.least_rps == 8.0
+
+
+@pytest.mark.parametrize(("cut_rps", "most_rps"), [(2.5, 2.5), (0.0, 0.1)])
+def test_a_plan_too_slow_for_one_probe_carries_no_more_than_ended(
+    cut_rps: float, most_rps: float
+) -> None:
+    live = LiveCapacity(
+        found=searched(factor=None), late=(), undrivable=None, seconds=10.0, cut_rps=cut_rps
+    )
+    found = as_cut(live)
+    assert found is not None
+    assert (found.entry, found.least_rps) == (None, most_rps)
+    assert as_cut(replace(live, cut_rps=None)) is None

@@ -8,8 +8,10 @@ from functools import cache
 
 import pytest
 
+from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
+from policies.capacity_table import CarriedRate
 from policies.schedule import Schedule
 from policies.sla import Sla
 from tests.tuner.worlds import SMALL, LinearTimer
@@ -81,6 +83,41 @@ def test_bands_cover_every_rate_and_the_top_one_knows_three_times_the_load(
     assert cautious.bands[0].rate_rps_low == 0.0
     assert cautious.bands[-1].rate_rps_high == math.inf
     assert cautious.bands[-1].settings.caps.max_num_batched_tokens > 128
+
+
+def carried(tokens: int, low_rps: float, fidelity: Fidelity) -> CarriedRate:
+    return CarriedRate(
+        settings=settings(tokens), rate_rps=40.0, low_rps=low_rps, high_rps=45.0, fidelity=fidelity
+    )
+
+
+@pytest.mark.parametrize(
+    ("low_rps", "fidelity", "top_tokens"),
+    [
+        pytest.param(35.0, Fidelity.MEASURED, 256, id="what_was_measured_to_carry_more"),
+        pytest.param(8.0, Fidelity.MEASURED, 128, id="else_what_was_recommended"),
+        pytest.param(35.0, Fidelity.SIMULATED, 1024, id="simulated_as_all_others"),
+    ],
+)
+def test_above_the_own_rate_settings_that_ran_stand_before_those_that_never_did(
+    low_rps: float, fidelity: Fidelity, top_tokens: int
+) -> None:
+    """By simulation 1,024 tokens a step carry most."""
+    workload = parse_workload(LOAD, seed=0)
+    rate_rps = workload.rate_rps or 0.0
+    schedule = build_schedule(
+        simulator(),
+        replace(SPACE, batched_tokens=(128, 1024)),
+        settings(128),
+        workload,
+        SLA,
+        carried=carried(256, low_rps, fidelity),
+    )
+    assert schedule.bands[-1].settings == settings(top_tokens)
+    for factor in RATE_FACTORS:
+        if factor > 1 and fidelity is Fidelity.MEASURED:
+            nth = schedule.find_band(factor * rate_rps, *schedule.bands[0].mix)
+            assert schedule.bands[nth].settings == settings(top_tokens)
 
 
 def test_the_schedule_knows_what_a_request_alone_takes_at_best(cautious: Schedule) -> None:

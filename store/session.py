@@ -57,6 +57,12 @@ class UnitOfWork:
 
     session: Session
 
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """What the block writes is thrown away if it fails, and nothing else of the unit."""
+        with self.audit.dropped_on_error(), self.session.begin_nested():
+            yield
+
     def commit_lazily(self) -> None:
         """Let the commit not wait until it is on the disk.
 
@@ -153,8 +159,10 @@ class Database:
         """A unit of work that commits when its block ends without an error, else rolls back."""
         with self._writing, self._sessions() as session:
             with session.begin():
-                yield UnitOfWork(session)
+                uow = UnitOfWork(session)
+                yield uow
                 session.flush()
+                uow.audit.seal()
                 if self.can_listen:
                     notices.tell(session)
             changes = noted(session)

@@ -94,7 +94,8 @@ class Door:
                 self._refused[Refusal.ADMISSION] += request.num_let_in
                 raise
             except QueueFullError:
-                self._refused[Refusal.QUEUE_FULL] += 1
+                # With the first of a call the others are turned away unseen.
+                self._refused[Refusal.QUEUE_FULL] += max(1, request.num_let_in)
                 raise
 
     def abort(self, request_id: str, reason: FinishReason) -> None:

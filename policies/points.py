@@ -222,10 +222,14 @@ def estimates_to_json(metrics: Mapping[str, Estimate]) -> EstimateJson:
 
 
 def estimates_from_json(raw: EstimateJson) -> dict[str, Estimate]:
-    """The inverse of :func:`estimates_to_json`."""
+    """The inverse of :func:`estimates_to_json`.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: another document.
+    """
 
     def number(value: float | None) -> float:
-        return float("inf") if value is None else value
+        return float("inf") if value is None else float(value)
 
     return {
         key: Estimate(

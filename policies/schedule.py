@@ -158,7 +158,7 @@ class Schedule:
             )
         except KeyError as missing:
             raise PolicyInputError(f"schedule: {missing} is missing") from missing
-        except (TypeError, EngineError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError, EngineError) as error:
             raise PolicyInputError(f"schedule: {error}") from error
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +47,16 @@ class AuditVerdict:
 
 
 class AuditRepository:
-    """Appends to and verifies the chain."""
+    """Appends to and verifies the chain.
+
+    What is appended is sealed as the last thing that a unit of work does (:meth:`seal`). The chain
+    has one end, so from there to the commit nobody else can seal: earlier, whoever went on to wait
+    for a row would hold up everybody, and for ever the one who has that row and seals next.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._noted: list[AuditEntry] = []
 
     def append(
         self,
@@ -61,25 +68,40 @@ class AuditRepository:
         after: Json | None,
         reason: str,
         request_id: str | None,
-    ) -> AuditEntry:
-        """Seal and add one entry; documents are kept as their hashes."""
-        if self._session.get_bind().dialect.name == "postgresql":
-            self._session.execute(sa.select(sa.func.pg_advisory_xact_lock(CHAIN_LOCK)))
-        entry = AuditEntry(
-            actor=actor,
-            action=action,
-            resource=resource,
-            before_hash=None if before is None else hash_document(before),
-            after_hash=None if after is None else hash_document(after),
-            reason=reason,
-            request_id=request_id,
-            previous_hash=self._last_hash(),
-            created_at=utc_now(),
+    ) -> None:
+        """Note one entry, to be sealed; documents are kept as their hashes."""
+        self._noted.append(
+            AuditEntry(
+                actor=actor,
+                action=action,
+                resource=resource,
+                before_hash=None if before is None else hash_document(before),
+                after_hash=None if after is None else hash_document(after),
+                reason=reason,
+                request_id=request_id,
+            )
         )
-        entry.hash = _seal(entry)
-        self._session.add(entry)
-        self._session.flush()
-        return entry
+
+    @contextmanager
+    def dropped_on_error(self) -> Iterator[None]:
+        """Forget what is noted in the block if it fails: what it tells of is not done then."""
+        count = len(self._noted)
+        try:
+            yield
+        except BaseException:
+            del self._noted[count:]
+            raise
+
+    def seal(self) -> None:
+        """Put what was noted at the end of the chain. All else has been written."""
+        noted, self._noted = self._noted, []
+        if noted and self._session.get_bind().dialect.name == "postgresql":
+            self._session.execute(sa.select(sa.func.pg_advisory_xact_lock(CHAIN_LOCK)))
+        for entry in noted:
+            entry.previous_hash, entry.created_at = self._last_hash(), utc_now()
+            entry.hash = _seal(entry)
+            self._session.add(entry)
+            self._session.flush()
 
     def list_page(self, page: PageRequest, *, resource: str | None = None) -> Page[AuditEntry]:
         """Entries, newest first."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, defer, load_only
 
-from store.errors import NotFoundError
+from store.errors import ConflictError, NotFoundError
 from store.models import EngineRow, Heartbeat
 from store.models.base import Json, JsonList, utc_now
 from store.paging import Page, PageRequest, fetch_page
@@ -98,8 +98,16 @@ class EngineRepository:
         self._session = session
 
     def add(self, row: EngineRow) -> EngineRow:
-        self._session.add(row)
-        self._session.flush()
+        """Keep a new engine; of each name there is one.
+
+        Raises:
+            ConflictError: another came first under this name, perhaps a moment ago.
+        """
+        try:
+            with self._session.begin_nested():
+                self._session.add(row)
+        except sa.exc.IntegrityError as error:
+            raise ConflictError(f"there is an engine named {row.name!r} already") from error
         return row
 
     def get(self, engine_id: str, *, for_update: bool = False) -> EngineRow:

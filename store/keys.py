@@ -15,6 +15,8 @@ from store.paging import Page, PageRequest, fetch_page
 from store.rows import find_row
 
 PREFIX_LENGTH = 10
+# Names the PostgreSQL advisory lock of who makes the first key; any fixed number would do.
+FIRST_LOCK = 0x6765617274
 
 
 def hash_secret(secret: str) -> str:
@@ -56,6 +58,12 @@ class KeyRepository:
     def find_by_secret(self, secret: str) -> ApiKey | None:
         query = sa.select(ApiKey).where(ApiKey.hash == hash_secret(secret))
         return self._session.scalars(query).one_or_none()
+
+    def hold_first(self) -> None:
+        """Let nobody else who asks for it make a first key until the unit of work ends: services
+        that begin at the same time see none, each of them."""
+        if self._session.get_bind().dialect.name == "postgresql":
+            self._session.execute(sa.select(sa.func.pg_advisory_xact_lock(FIRST_LOCK)))
 
     def count(self) -> int:
         """Keys of any state."""

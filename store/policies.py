@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, load_only
 
 from store.errors import NotFoundError
-from store.models import EngineRow, PolicyVersion
+from store.models import AckState, EngineRow, PolicyVersion
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
 from store.watched import Change, note
@@ -56,6 +56,21 @@ class PolicyRepository:
         if row is None:
             raise NotFoundError(f"engine {engine_id} policy version", version)
         return row
+
+    def find_applied(self, engine_id: str, *, before: int) -> PolicyVersion | None:
+        """The newest version below ``before`` that the engine applied, for more than a slice: one
+        that only took its turn in a rollout nobody means by "the one before".
+        """
+        part = PolicyVersion.document[("provenance", "slice")].as_string()
+        is_slice = sa.and_(PolicyVersion.origin == "rollout", part.is_not(None))
+        query = (
+            sa.select(PolicyVersion)
+            .where(PolicyVersion.engine_id == engine_id, PolicyVersion.version < before)
+            .where(PolicyVersion.ack_state == AckState.APPLIED, ~is_slice)
+            .order_by(PolicyVersion.version.desc())
+            .limit(1)
+        )
+        return self._session.scalars(query).one_or_none()
 
     def desired_of(self, engine_ids: Collection[str]) -> dict[str, PolicyVersion]:
         """The version that each of these engines is asked to run, without its documents."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -45,6 +46,8 @@ READ_ONLY = "gearshift_read_only"
 # where nobody calls that, a commit does so, at a number that a service never reaches.
 LOG_PAGES = 2_000
 MOST_LOG_PAGES = 16_000
+# What may be a user and a password in the text of a URL, however it is written.
+SECRET_PART = re.compile(r"//.*@", re.DOTALL)
 CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
@@ -53,6 +56,12 @@ class UnitOfWork:
     """The repositories over one transaction."""
 
     session: Session
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """What the block writes is thrown away if it fails, and nothing else of the unit."""
+        with self.audit.dropped_on_error(), self.session.begin_nested():
+            yield
 
     def commit_lazily(self) -> None:
         """Let the commit not wait until it is on the disk.
@@ -150,8 +159,10 @@ class Database:
         """A unit of work that commits when its block ends without an error, else rolls back."""
         with self._writing, self._sessions() as session:
             with session.begin():
-                yield UnitOfWork(session)
+                uow = UnitOfWork(session)
+                yield uow
                 session.flush()
+                uow.audit.seal()
                 if self.can_listen:
                     notices.tell(session)
             changes = noted(session)
@@ -254,10 +265,7 @@ def make_engine(url: str) -> sa.Engine:
     Raises:
         StoreError: a URL that cannot be read, or of another kind of database.
     """
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as error:  # the latter for a port that is none
-        raise StoreError(f"database URL {url!r} cannot be read: {error}") from error
+    parsed = read_url(url)
     match parsed.get_backend_name():
         case "sqlite":
             if parsed.database in (None, "", ":memory:"):
@@ -276,6 +284,24 @@ def make_engine(url: str) -> sa.Engine:
             )
         case other:
             raise StoreError(f"database {other!r} is not supported; use sqlite or postgresql")
+
+
+def read_url(url: str) -> sa.URL:
+    """The parts of a database URL.
+
+    Raises:
+        StoreError: it has none; nothing of a password is told.
+    """
+    try:
+        return sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # the latter for a port that is none
+        # Nothing of the error: a port that is none may be the end of a password.
+        shown = SECRET_PART.sub("//***@", url)
+        raise StoreError(
+            f"database URL {shown!r} cannot be read: write it as in sqlite:///FILE or "
+            "postgresql://USER:PASSWORD@HOST:PORT/NAME, where signs in a password are as in %40 "
+            "for @"
+        ) from None
 
 
 def _note_keys(session: Session, _context: object) -> None:

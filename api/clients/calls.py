@@ -45,10 +45,15 @@ class Call(Generic[T]):
     is_one_page: bool = False
 
     def after(self, page: httpx.Response) -> Call[T] | None:
-        """The call for the page behind ``page``, None where that is the last."""
+        """The call for the page behind ``page``, None where that is the last.
+
+        It goes where this one went, whatever host the link names: behind a proxy the service may
+        not know by what address it was called, and a key is for that one alone.
+        """
         if self.is_one_page or "next" not in page.links:
             return None
-        return replace(self, path=page.links["next"]["url"], params={})
+        link = httpx.URL(page.links["next"]["url"])
+        return replace(self, params=dict(link.params))
 
 
 def get(path: str, answer: type[T], **params: str | int | None) -> Call[T]:

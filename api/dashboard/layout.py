@@ -72,7 +72,8 @@ def frame(
             who = Text("span", f"Key: {visit.key_name}", "soft")
             who.props["title"] = f"may {', '.join(visit.key_scopes)}"
             _theme_picker(dark, theme)
-            with ui.element("form").props(f'action="{LOGOUT}" method="post"'):
+            with ui.element("form").props('method="post"') as form:
+                form.props["action"] = LOGOUT
                 Text("button", "Log out", "plain").props('type="submit"')
     # NiceGUI's own frame is the main landmark.
     with ui.element("div").props('id="content" tabindex="-1"').classes("page"):
@@ -108,7 +109,14 @@ def missing(request: Request, visit: Visit, say: str, *, back: tuple[str, str]) 
 def note(text: str, tone: str = "none") -> Text:
     """A sentence on a coloured ground, which is read out when it comes."""
     found = Text("p", text, f"note {tone}")
-    return found.props(f'role="{"alert" if tone == "bad" else "status"}"')
+    found.props["role"] = "alert" if tone == "bad" else "status"
+    return found
+
+
+def hinted(shown: ui.input, hint: str) -> ui.input:
+    """An input with a line below that says what may be in it."""
+    shown.props("stack-label").props["hint"] = hint
+    return shown
 
 
 def button(text: str, act: Callable[[], Awaitable[None] | None], kind: str = "plain") -> Text:
@@ -125,7 +133,10 @@ def button(text: str, act: Callable[[], Awaitable[None] | None], kind: str = "pl
 @contextmanager
 def dialog(name: str) -> Iterator[ui.dialog]:
     """Something in front of the page; ``name`` is read out when it comes."""
-    with ui.dialog().props(f'aria-label="{name}"') as found, ui.card().style("max-width:34rem"):
+    with ui.dialog() as found, ui.card().style("max-width:34rem"):
+        # Not by ``props(...)``: it takes a text apart, and what follows a quote in somebody's name
+        # would be attributes, of which those with a colon are run as code.
+        found.props["aria-label"] = name
         yield found
 
 
@@ -225,14 +236,17 @@ def table(
     ]
     found = Table(made, rows, page)
     found.add_slot("body", CELLS)
-    found.props(f'flat :rows-per-page-options="[{page}]"').props["no-data-label"] = none
+    found.props("flat")
+    found.props["rows-per-page-options"] = [page]
+    found.props["no-data-label"] = none
     return found.classes("w-full")
 
 
 def chart(options: Row, label: str) -> ui.echart:
     """A chart; ``label`` says what it shows to whoever does not see it."""
-    found = ui.echart(options, renderer="svg")
-    return found.props(f'role="img" aria-label="Chart: {label}"')
+    found = ui.echart(options, renderer="svg").props('role="img"')
+    found.props["aria-label"] = f"Chart: {label}"
+    return found
 
 
 def redraw(shown: ui.echart, options: Row) -> None:
@@ -251,7 +265,7 @@ def copied(text: str, label: str) -> None:
 
     with ui.element("div").classes("copy"):
         Text("pre", text).props('tabindex="0"')
-        button("Copy", copy).props(f'aria-label="Copy {label}"')
+        button("Copy", copy).props["aria-label"] = f"Copy {label}"
 
 
 async def guarded(act: Callable[[], Awaitable[None] | None]) -> bool:

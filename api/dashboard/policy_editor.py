@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
-from api.dashboard.layout import Text, button, note
+from api.dashboard.layout import Text, button, hinted, note
 from api.dashboard.proposal import Proposal, read_policy, text_of
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
@@ -74,11 +74,8 @@ class PolicyEditor:
             for field in FIELDS:
                 if field.begins:
                     Text("h3", field.begins)
-                shown = (
-                    ui.input(field.label, value=self._shown(field))
-                    .classes("wide" if field.path == ("sla",) else "")
-                    .props(f'hint="{field.hint}" stack-label')
-                )
+                shown = hinted(ui.input(field.label, value=self._shown(field)), field.hint)
+                shown.classes("wide" if field.path == ("sla",) else "")
                 shown.props("readonly" if not may else "")
                 self._inputs[field] = shown
         if not may:

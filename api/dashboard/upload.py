@@ -76,8 +76,9 @@ class UploadForm:
     """Choose a file, send it, and read in place what is wrong with it."""
 
     def __init__(self) -> None:
-        Text("label", "Trace file", "file").props(f'for="{FILE_ID}"')
-        ui.element("input").props(f'type="file" id="{FILE_ID}" accept=".csv,.jsonl,.json,.txt"')
+        Text("label", "Trace file", "file").props["for"] = FILE_ID
+        chosen = ui.element("input").props('type="file" accept=".csv,.jsonl,.json,.txt"')
+        chosen.props["id"] = FILE_ID
         with ui.element("div").classes("fields"):
             self._name = ui.input("Name").props('stack-label hint="Empty: that of the file"')
             self._form = ui.select(list(trace_words()), value=AUTO, label="Format")

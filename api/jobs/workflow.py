@@ -19,7 +19,7 @@ from api.web.settings import ServiceSettings
 from store import Database
 from store.models import TuningJob
 from store.outage import is_outage
-from store.session import make_private
+from store.session import make_private, read_url
 
 # Workflows resume only under the version they began with; raise it when the steps' order changes.
 WORKFLOW_VERSION = "tuning-1"
@@ -89,7 +89,7 @@ def configure(settings: ServiceSettings, worker: str) -> DBOSConfig:
 
     Its SQLite file is made here, to be its owner's alone.
     """
-    url = sa.make_url(settings.effective_jobs_database_url)
+    url = read_url(settings.effective_jobs_database_url)
     if url.get_backend_name() == "sqlite" and url.database:
         make_private(url.database)
     return DBOSConfig(

@@ -109,7 +109,7 @@ class Watcher:
         """What ``take`` makes of a look; None where that failed, which keeps nothing of this server
         and leaves what was kept of others."""
         key = f"{take.__name__.strip('_')} {look.target.engine_id}"
-        with self._loop.troubles.turn(key), uow.session.begin_nested():
+        with self._loop.troubles.turn(key), uow.part():
             return take(uow, look)
         return None
 

@@ -91,7 +91,8 @@ def deregister(
     Raises:
         ApiError: 403, it lives, and this is not from itself.
     """
-    row = uow.engines.get(engine_id)
+    # Held, so that who has the name by now is looked at: another may just have registered under it.
+    row = uow.engines.get(engine_id, for_update=True)
     if row.system is None and identity.is_alive(row, settings):
         identity.require_own(row, credential)
     uow.servers.remove(engine_id)

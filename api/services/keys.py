@@ -47,12 +47,18 @@ def rotate(
 
     Raises:
         NotFoundError: there is no such key.
-        ConflictError: it is revoked or has expired, so that nothing is to be replaced.
+        ConflictError: it is revoked or has expired, so that nothing is to be replaced; or the new
+            one would have ended already, and nobody could go on with it.
     """
     old, now = uow.keys.get(key_id, for_update=True), utc_now()
     if not old.is_valid(now):
         state = "revoked" if old.revoked_at is not None else "expired"
         raise ConflictError(f"key {old.id} ({old.name}) is {state}; make a new one instead")
+    if body.expires_at is not None and body.expires_at <= now:
+        raise ConflictError(
+            f"the key in place of {old.id} ({old.name}) would have ended at {body.expires_at}; "
+            "name a later expires_at, or none"
+        )
     secret = new_secret()
     expires_at = old.expires_at if body.expires_at is None else body.expires_at
     key = uow.keys.add(name=old.name, secret=secret, scopes=old.scopes, expires_at=expires_at)

@@ -283,7 +283,7 @@ def adopt(
     version that was applied and not refused: nothing of a refused one stays.
     """
     before = current(uow, engine).document if engine.desired_version else None
-    kept = _find_applied(uow, engine, before=engine.desired_version + 1)
+    kept = uow.policies.find_applied(engine.id, before=engine.desired_version + 1)
     if kept is None:
         document = PolicyDocument(engine=engine.id, settings=in_force)
     else:
@@ -348,22 +348,8 @@ def _put_in_force(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> 
         engine.capacity_table, engine.capacity_memory = control.get("capacity_table"), None
 
 
-def _find_applied(uow: UnitOfWork, engine: EngineRow, *, before: int) -> PolicyVersion | None:
-    """The newest version below ``before`` that the engine applied, for more than a slice."""
-    for number in range(before - 1, 0, -1):
-        row = uow.policies.get(engine.id, number)
-        if row.ack_state is AckState.APPLIED and not _is_slice(row):
-            return row
-    return None
-
-
-def _is_slice(row: PolicyVersion) -> bool:
-    """Whether it only took its turn in a rollout: nobody means that by "the one before"."""
-    return row.origin == "rollout" and "slice" in (row.document.get("provenance") or {})
-
-
 def _applied_before(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
-    found = _find_applied(uow, engine, before=engine.desired_version)
+    found = uow.policies.find_applied(engine.id, before=engine.desired_version)
     if found is None:
         raise ConflictError(
             f"engine {engine.id} has no version applied before {engine.desired_version}"

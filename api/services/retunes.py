@@ -50,7 +50,7 @@ def request(
     if origin is None or not origin.spec or workload is None:
         return None
     try:
-        with uow.session.begin_nested():
+        with uow.part():
             kept = keep(uow, as_upload(workload, f"load of {engine.name}"), caller=caller)
             spec = _spec(origin.spec, engine, workload_id=kept.id, ratio=ratio)
             job = uow.jobs.add(

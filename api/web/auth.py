@@ -165,6 +165,7 @@ def ensure_first_key(
     whether there was one to announce.
     """
     with database.begin() as uow:
+        uow.keys.hold_first()
         if admin_secret is not None:
             if uow.keys.find_by_secret(admin_secret) is None:
                 uow.keys.add(name="admin (from settings)", secret=admin_secret, scopes=["admin"])

@@ -231,7 +231,9 @@ class RunningSet:
     def _extend_chain(self, sequence: Sequence, num_tokens: int) -> None:
         assert self._hasher is not None, "only with prefix reuse"
         if sequence.chain is None:
-            sequence.chain = PrefixChain(self._hasher)
+            # Half a surrogate pair is no text, and must not end the loop that all others run in.
+            salt = sequence.request.cache_salt.encode(errors="surrogatepass")
+            sequence.chain = PrefixChain(self._hasher, salt=salt)
         sequence.chain.extend_to(min(num_tokens, sequence.num_ids), sequence.token_slice)
 
     def find_room(self, slot: int, num_new: int) -> int | None:

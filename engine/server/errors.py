@@ -238,7 +238,7 @@ def render(error: ApiError, request: Request, faults: Sequence[FieldFault] = ())
 
 
 def _render_invalid(error: RequestValidationError, request: Request) -> JSONResponse:
-    faults = [_fault(found) for found in error.errors()[:MAX_FAULTS]]
+    faults = [_fault(found, request) for found in error.errors()[:MAX_FAULTS]]
     message = "; ".join(f"{f.pointer.lstrip('/') or 'body'}: {f.detail}" for f in faults)
     is_knob = request.url.path.startswith(KNOB_PREFIX)
     param = faults[0].pointer.lstrip("/").split("/")[0] or None
@@ -246,8 +246,15 @@ def _render_invalid(error: RequestValidationError, request: Request) -> JSONResp
     return render(ApiError(status, message, code="invalid_request", param=param), request, faults)
 
 
-def _fault(found: dict[str, Any]) -> FieldFault:
-    place, *_ = found["loc"]
+def _fault(found: dict[str, Any], request: Request) -> FieldFault:
+    place, *rest = found["loc"]
+    if found["type"] == "json_invalid":  # what follows is no field but where it broke off
+        why = found.get("ctx", {}).get("error", found["msg"])
+        return FieldFault(pointer="", detail=f"no JSON at character {rest[-1]}: {why}")
+    kind = request.headers.get("content-type", "none")
+    if place == "body" and not rest and "json" not in kind:
+        detail = f"send JSON: the Content-Type must be application/json, and is {kind}"
+        return FieldFault(pointer="", detail=as_text(detail))
     path = [str(part) for part in found["loc"] if part not in ("body", "header")]
     detail = str(found["msg"]).removeprefix("Value error, ")
     if place == "header":

@@ -199,6 +199,7 @@ class GenerationService:
                             arrival_s + body.timeout_ms / 1000 if body.timeout_ms else None
                         ),
                         num_let_in=0 if requests else num_requests,
+                        cache_salt=body.cache_salt or "",
                     )
                 )
         return requests

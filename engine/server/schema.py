@@ -39,6 +39,7 @@ MAX_TOKEN_ID = 2**31 - 1
 MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 2**31 - 1
 MAX_TIMEOUT_MS = 86_400_000
+MAX_SALT_CHARS = 256
 DEFAULT_COMPLETION_TOKENS = 16
 # Fields of the API that change nothing here whatever they hold.
 LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
@@ -54,7 +55,6 @@ IGNORED = frozenset(
         "rid",
         "trace_id",
         "session_id",
-        "cache_salt",
         "cache_prompt",
         "id_slot",
         "keep_alive",
@@ -162,6 +162,7 @@ class GenerationBody(BaseModel):
     prompt_logprobs: NumLogprobs | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), NUMBER] = 0
     timeout_ms: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_MS), NUMBER] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = None
 
     @model_validator(mode="before")
     @classmethod

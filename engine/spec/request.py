@@ -139,7 +139,7 @@ class Request:
     A smaller ``priority`` goes first where the scheduler's order is by priority, and is let in
     first where admission is limited. A request that has not ended at ``deadline_s`` is ended then.
     ``num_let_in``: so many requests of one call are let in with it, itself included; 0: it was let
-    in with another.
+    in with another. Blocks of the prefix cache are shared among requests of equal ``cache_salt``.
     """
 
     request_id: str
@@ -149,6 +149,7 @@ class Request:
     priority: int = 0
     deadline_s: float | None = None
     num_let_in: int = 1
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

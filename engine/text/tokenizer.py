@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,18 +17,18 @@ REPLACEMENT = "\ufffd"
 MAX_HELD_BACK = 3
 # Output that never settles is garbage bytes: the window stops growing here.
 MAX_WINDOW_TOKENS = 256
-# How vocabularies with byte fallback write a byte that is no character of theirs.
-LONE_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class DetokenizerStream:
     """Decodes one output token by token, holding back a character that is still incomplete.
 
     The texts of all ``push`` calls and of a last ``flush`` join to ``Tokenizer.decode`` of all
-    ids. Owned by one thread.
+    ids. (Where bytes follow each other of which some are no character, that has none of them;
+    here those that were shown before stay.) Owned by one thread.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
         self._decode = partial(tokenizer.decode, skip_special_tokens=skip_special_tokens)
         self._window: list[int] = []
         self._num_context = 0
@@ -55,8 +54,14 @@ class DetokenizerStream:
         return piece
 
     def _slide(self) -> None:
-        """Keep the newest settled tokens as context: some decoders treat a first token apart."""
+        """Keep the newest settled tokens as context: some decoders treat a first token apart.
+
+        Bytes are no context for what follows. Byte fallback reads those that stand together as
+        one text, and while the last character is incomplete the settled ones are gone as well.
+        """
         self._window = self._window[self._num_context :]
+        if self._tokenizer.is_lone_byte(self._window[-1]):
+            self._window = list(self._tokenizer.plain_context)
         self._num_context = len(self._window)
         self._num_emitted_chars = len(self._decode(self._window))
 
@@ -83,6 +88,7 @@ class Tokenizer:
         self._is_byte_level = "\u00c3" in "".join(
             backend.encode("\u00e9", add_special_tokens=False).tokens
         )
+        self._lone_bytes = frozenset() if self._is_byte_level else _lone_bytes(backend)
         named = {DEFAULT: chat_template} if isinstance(chat_template, str) else chat_template
         self._templates = ChatTemplates(named or {}, special_tokens or {})
 
@@ -104,6 +110,14 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids the tokenizer knows, special tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def plain_context(self) -> tuple[int, ...]:
+        """Ids of ordinary text, to decode others behind: decoders may drop the space before a
+        first token. Empty where the vocabulary writes even a letter in bytes.
+        """
+        ids = self._backend.encode("a", add_special_tokens=False).ids
+        return tuple(token_id for token_id in ids if not self.is_lone_byte(token_id))
 
     @cached_property
     def longest_token_chars(self) -> int:
@@ -129,12 +143,15 @@ class Tokenizer:
             return (token or "").encode()
         if self._is_byte_level:
             return b"".join(_BYTE_OF_LETTER.get(letter, letter.encode()) for letter in token)
-        if lone := LONE_BYTE.fullmatch(token):
-            return bytes([int(lone[1], 16)])
-        # Some decoders drop the space before a first token: decode it behind another one.
-        before = self._backend.encode("a", add_special_tokens=False).ids
+        if token_id in self._lone_bytes:
+            return bytes([int(token[3:5], 16)])
+        before = self.plain_context
         text, start = self.decode([*before, token_id]), self.decode(before)
         return (text[len(start) :] if text.startswith(start) else self.decode([token_id])).encode()
+
+    def is_lone_byte(self, token_id: int) -> bool:
+        """Whether the token stands for a byte that is no character of the vocabulary's."""
+        return token_id in self._lone_bytes
 
     def is_special(self, token_id: int) -> bool:
         """Whether plain text leaves this token out."""
@@ -164,6 +181,12 @@ class Tokenizer:
             variables=variables,
             add_generation_prompt=add_generation_prompt,
         )
+
+
+def _lone_bytes(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    """Ids of the tokens ``<0x00>`` to ``<0xFF>``, those that are there."""
+    names = (f"<0x{byte:{form}}>" for byte in range(256) for form in ("02X", "02x"))
+    return frozenset(i for name in names if (i := backend.token_to_id(name)) is not None)
 
 
 def _letters_of_bytes() -> dict[str, bytes]:

@@ -57,6 +57,18 @@ def register(client: TestClient, name: str = "chat", **changes: Any) -> str:
     return str(answer.json()["id"])
 
 
+def etag_of(client: TestClient, engine_id: str) -> str:
+    """The ETag of the policy that it is asked to run."""
+    return str(client.get(f"/v1/engines/{engine_id}/policy").headers["etag"])
+
+
+def patched(client: TestClient, engine_id: str, body: Json, etag: str | None, **params: Any) -> Any:
+    """Merge ``body`` into its policy; ``etag`` None: without a precondition."""
+    headers = {} if etag is None else {"If-Match": etag}
+    url = f"/v1/engines/{engine_id}/policy"
+    return client.patch(url, json=body, headers=headers, params=params)
+
+
 def heartbeat_body(*, arrived: int, policy: Json, ttft_ms: float = 40.0, **changes: Any) -> Json:
     """One second in which ``arrived`` requests came, and as many finished with this TTFT."""
     request = {

@@ -93,6 +93,9 @@ def test_bands_of_two_plans_are_refused() -> None:
     [
         ({"schema": "schedule/v9"}, "schedule/v9"),
         ({"bands": [{}]}, "missing"),
+        ({"bands": 5}, "schedule: "),
+        ({"alone": ["p50_ttft_ms"]}, "schedule: "),
+        ({"alone": {"p50_ttft_ms": {"value": "fast", "low": 1, "high": 2}}}, "schedule: "),
     ],
 )
 def test_a_document_that_cannot_be_read_says_why(change: dict[str, object], message: str) -> None:
@@ -114,6 +117,15 @@ def test_settings_of_a_band_that_cannot_be_are_refused(
     document = SCHEDULE.to_json()
     document["bands"][0]["settings"] = settings
     with pytest.raises(PolicyInputError, match=message):
+        Schedule.from_json(document)
+
+
+@pytest.mark.parametrize("field", ["rate_rps_low", "rate_rps_high", "headroom"])
+@pytest.mark.parametrize("value", ["fast", [], {}, 10**400])
+def test_a_number_of_a_band_that_is_none_is_refused(field: str, value: object) -> None:
+    document = SCHEDULE.to_json()
+    document["bands"][0][field] = value
+    with pytest.raises(PolicyInputError, match="schedule: "):
         Schedule.from_json(document)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 
 from api.services import keys
 from api.services.audit import service_caller
-from store import ConflictError, Database, PageRequest
+from store import ConflictError, Database, PageRequest, UnitOfWork
 from store.audit import GENESIS, hash_document
 from store.models import AuditEntry, IdempotencyKey
 from tests.store.guards import drop_guards
@@ -17,15 +18,21 @@ from tests.store.guards import drop_guards
 
 def _append(database: Database, action: str) -> int:
     with database.begin() as uow:
-        return uow.audit.append(
-            actor="key_1",
-            action=action,
-            resource="engines/eng_1/policy",
-            before=None,
-            after={"version": 1},
-            reason="because",
-            request_id="r1",
-        ).id
+        _note(uow, action)
+    with database.read() as uow:
+        return uow.audit.list_page(PageRequest(limit=1)).items[0].id
+
+
+def _note(uow: UnitOfWork, action: str) -> None:
+    uow.audit.append(
+        actor="key_1",
+        action=action,
+        resource="engines/eng_1/policy",
+        before=None,
+        after={"version": 1},
+        reason="because",
+        request_id="r1",
+    )
 
 
 def test_a_key_is_found_by_its_secret_and_keeps_only_a_prefix(database: Database) -> None:
@@ -151,6 +158,53 @@ def test_many_writers_at_once_keep_one_chain(database: Database) -> None:
     with database.read() as uow:
         found = uow.audit.verify()
     assert (found.is_whole, found.num_entries) == (True, 40)
+
+
+def test_of_a_part_that_fails_the_chain_tells_nothing(database: Database) -> None:
+    def fail(uow: UnitOfWork) -> None:
+        with uow.part():
+            _note(uow, "undone")
+            raise ValueError("not done")
+
+    with database.begin() as uow:
+        _note(uow, "before")
+        with pytest.raises(ValueError, match="not done"):
+            fail(uow)
+        with uow.part():
+            _note(uow, "after")
+    with database.read() as uow:
+        actions = [entry.action for entry in uow.audit.list_page(PageRequest()).items]
+        assert uow.audit.verify().is_whole
+    assert actions == ["after", "before"]
+
+
+@pytest.mark.parametrize("current_url", ["postgresql"], indirect=True)  # SQLite has one writer
+def test_who_has_a_row_and_who_waits_for_it_may_both_tell_the_chain(database: Database) -> None:
+    """As an engine that is called ended while another registers for its devices."""
+    with database.begin() as uow:
+        key_id = uow.keys.add(name="k", secret="gs_k", scopes=["read"]).id
+    has_row, has_told = threading.Event(), threading.Event()
+
+    def hold_then_tell() -> None:
+        with database.begin() as uow:
+            uow.keys.get(key_id, for_update=True)
+            has_row.set()
+            assert has_told.wait(10)
+            _note(uow, "second")
+
+    def tell_then_wait() -> None:
+        assert has_row.wait(10)
+        with database.begin() as uow:
+            _note(uow, "first")
+            has_told.set()
+            uow.keys.get(key_id, for_update=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(hold_then_tell), pool.submit(tell_then_wait)]:
+            done.result()
+    with database.read() as uow:
+        found = uow.audit.verify()
+    assert (found.is_whole, found.num_entries) == (True, 2)
 
 
 def test_the_hash_of_a_document_does_not_depend_on_key_order() -> None:

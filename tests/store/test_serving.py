@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from store import Database, NotFoundError, PageRequest
+from store import ConflictError, Database, NotFoundError, PageRequest
 from store.engines import Window
-from store.models import DecisionRow, EngineRow, Heartbeat
+from store.models import AckState, DecisionRow, EngineRow, Heartbeat
 from store.models.base import utc_now
 
 
@@ -44,7 +44,7 @@ def test_an_engine_is_found_by_its_name(database: Database) -> None:
 
 def test_two_engines_of_one_name_cannot_be(database: Database) -> None:
     _engine(database)
-    with pytest.raises(sa.exc.IntegrityError):
+    with pytest.raises(ConflictError, match="an engine named 'chat' already"):
         _engine(database)
 
 
@@ -123,6 +123,42 @@ def test_policy_versions_count_up_and_the_newest_is_desired(database: Database) 
         assert uow.policies.get(engine_id, 1).document == {"mode": "auto"}
         with pytest.raises(NotFoundError, match="3"):
             uow.policies.get(engine_id, 3)
+
+
+def test_the_version_applied_before_is_found_with_one_question(database: Database) -> None:
+    """Not one that waits or was refused, nor one that only took its turn in a rollout."""
+    engine_id = _engine(database)
+    turn, whole = {"provenance": {"slice": 3}}, {"provenance": {"rollout": "roll_1"}}
+    versions = [
+        ({"mode": "auto"}, "operator", AckState.APPLIED),
+        (whole, "rollout", AckState.APPLIED),
+        *[(turn, "rollout", AckState.APPLIED)] * 20,
+        ({"mode": "base"}, "operator", AckState.REFUSED),
+        ({"mode": "base"}, "operator", AckState.PENDING),
+    ]
+    with database.begin() as uow:
+        engine = uow.engines.get(engine_id, for_update=True)
+        for document, origin, state in versions:
+            row = uow.policies.add(
+                engine,
+                document=document,
+                control=None,
+                origin=origin,
+                reason="",
+                created_by="k",
+            )
+            row.ack_state = state
+    asked: list[str] = []
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *it: asked.append(it[2]))
+    with database.read() as uow:
+        found = uow.policies.find_applied(engine_id, before=len(versions) + 1)
+        assert found is not None
+        assert (found.version, found.document) == (2, whole)
+        assert sum("policy_versions" in question for question in asked) == 1
+        first = uow.policies.find_applied(engine_id, before=2)
+        assert first is not None
+        assert first.version == 1
+        assert uow.policies.find_applied(engine_id, before=1) is None
 
 
 def test_only_engines_with_a_schedule_are_the_controllers(database: Database) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,16 @@ def test_sqlite_connections_use_a_log_foreign_keys_and_a_busy_timeout(sqlite_url
 def test_a_url_that_cannot_serve_is_refused_with_the_way_out(url: str) -> None:
     with pytest.raises(StoreError, match=r"sqlite|cannot be read|SQLite"):
         Database(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:p@ss:hunter2@db:5432/x", "postgresql://me:hunter2@db:54x/x"]
+)
+def test_of_a_url_that_cannot_be_read_no_password_is_told(url: str) -> None:
+    with pytest.raises(StoreError, match="cannot be read") as caught:
+        Database(url)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "hunter2" not in told
 
 
 def test_a_database_that_cannot_be_opened_is_named_without_its_password() -> None:

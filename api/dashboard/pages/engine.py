@@ -183,7 +183,7 @@ class _Head:
         self._why.set_text(why)
         self._turns.set_visibility(seen.rollout_id is not None)
         if seen.rollout_id is not None:
-            self._rollout.props(f'href="{page_path("rollouts", seen.rollout_id)}"')
+            self._rollout.props["href"] = page_path("rollouts", seen.rollout_id)
         self._change(_facts(found, seen.bins))
 
 

@@ -115,12 +115,12 @@ class _Head:
         self._why.set_text("" if known.infeasible else job.reason)
         part = 100 if job.state.is_final else round(100 * job.trials_done / max(1, job.num_trials))
         self._done.style(f"width:{part}%")
-        self._bar.props(f"aria-valuenow={part}")
+        self._bar.props["aria-valuenow"] = part
         self._bar.set_visibility(not job.state.is_final)
         self._change(_facts(job))
         self._next.set_visibility(job.recommendation_id is not None)
         if job.recommendation_id is not None:
-            self._next.props(f'href="{page_path("recommendations", job.recommendation_id)}"')
+            self._next.props["href"] = page_path("recommendations", job.recommendation_id)
         may = self._visit.may(Scope.TUNE)
         can_end = job.state in (JobState.QUEUED, JobState.RUNNING)
         self._cancel.set_visibility(may and can_end)

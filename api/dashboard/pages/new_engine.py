@@ -14,6 +14,7 @@ from api.dashboard.layout import (
     card,
     copied,
     frame,
+    hinted,
     note,
     page_path,
     wrong_fields,
@@ -84,9 +85,7 @@ class _Form:
         with ui.element("div").classes("fields"):
             self._system = ui.select(SYSTEMS, value="vllm", label="System")
             self._inputs = {
-                field.name: ui.input(field.label, value=field.value).props(
-                    f'stack-label hint="{field.hint}"'
-                )
+                field.name: hinted(ui.input(field.label, value=field.value), field.hint)
                 for field in FIELDS
             }
         with ui.element("div").classes("row").style("margin-top:1rem"):

@@ -10,7 +10,7 @@ from fastapi import Request
 from nicegui import ui
 from pydantic import ValidationError
 
-from api.dashboard.layout import Text, button, card, frame, note, page_path, wrong_fields
+from api.dashboard.layout import Text, button, card, frame, hinted, note, page_path, wrong_fields
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
 from api.schemas.tuning import OnBusy, TuningJobCreate
@@ -188,12 +188,13 @@ class _Form:
 def _input(field: Field, known: _Known) -> ui.input:
     """A text that may be anything, and a list of what there is."""
     shown = ui.input(field.label, value=known.values.get(field.name, field.value))
-    shown.props(f'stack-label hint="{field.hint}"').classes("wide" if field.is_wide else "")
+    hinted(shown, field.hint).classes("wide" if field.is_wide else "")
     choices = known.choices.get(field.name)
     if choices:
         list_id = f"choices-{field.name}"
-        shown.props(f'list="{list_id}" autocomplete="off"')
-        with ui.element("datalist").props(f'id="{list_id}"'):
+        shown.props('autocomplete="off"').props["list"] = list_id
+        with ui.element("datalist") as listed:
+            listed.props["id"] = list_id
             for text, about in choices:
                 option = ui.element("option")
                 option.props["value"] = text

@@ -212,9 +212,12 @@ class _Slider:
         self._text_of = text_of
         with ui.element("div").classes("slide"):
             self._shown = Text("div", "", "soft")
-            self._input = ui.element("input").props(f'type="range" aria-label="{label}"')
+            self._input = ui.element("input").props('type="range"')
         # Its value is the browser's own from then on, or each answer would move it back.
-        self._input.props(f"min={least:g} max={most:g} step={step:g} defaultValue={value:g}")
+        numbers = {"min": least, "max": most, "step": step, "defaultValue": value}
+        self._input.props.update(
+            {"aria-label": label, **{name: f"{number:g}" for name, number in numbers.items()}}
+        )
         self._tell()
 
     def on_move(self, act: Callable[[], Awaitable[None] | None]) -> None:

@@ -102,6 +102,15 @@ def test_lists_come_whole_over_their_pages(remote: Client, database: Database) -
     assert bands == list(range(249, -1, -1))
 
 
+def test_further_pages_are_asked_for_where_the_first_was(remote: Client) -> None:
+    """A proxy's client knows another address than the service does, which tells its own in Link."""
+    names = [f"engine-{number:03}" for number in range(205)]
+    for name in names:
+        remote.send(act("/v1/engines", RegisteredView, engine_body(name)))
+    remote._http.headers["Host"] = "inside.invalid:1"
+    assert [engine.name for engine in remote.list_engines()] == names
+
+
 def test_an_engine_is_waited_for_until_it_runs_a_version(remote: Client) -> None:
     engine_id = _register(remote)
     assert remote.wait_applied(engine_id, 1).id == engine_id

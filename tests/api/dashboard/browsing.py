@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
     CHROMIUM is None, reason="needs chromium: apt-get install chromium"
 )
 SLOW_MS = 30_000
+SCREENSHOTS = os.environ.get("GEARSHIFT_SCREENSHOTS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +63,10 @@ def go(page: Page, path: str) -> None:
     page.goto(path)
     page.wait_for_function("() => window.did_handshake")
     expect(page.get_by_role("heading", level=1)).to_be_visible()
+
+
+def take(page: Page, name: str) -> None:
+    """A picture for the documents, where they are wanted."""
+    if SCREENSHOTS is not None:
+        page.set_viewport_size({"width": page.viewport_size["width"], "height": 1180})
+        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")

@@ -5,18 +5,24 @@ With ``GEARSHIFT_SCREENSHOTS=docs/pictures`` the pictures of the documents are t
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, expect
 
-from tests.api.dashboard.browsing import NEEDS_CHROMIUM, SLOW_MS, World, go, log_in
+from tests.api.dashboard.browsing import (
+    NEEDS_CHROMIUM,
+    SCREENSHOTS,
+    SLOW_MS,
+    World,
+    go,
+    log_in,
+    take,
+)
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
-SCREENSHOTS = os.environ.get("GEARSHIFT_SCREENSHOTS")
 JOB_MS = 180_000
 APPLIED = re.compile(r"^applied in [0-9.]+ s")
 
@@ -39,13 +45,6 @@ def visit(browser: Browser, world: World) -> Iterator[BrowserContext]:
     yield context
     context.close()
     assert elsewhere == []
-
-
-def take(page: Page, name: str) -> None:
-    """A picture for the documents, where they are wanted."""
-    if SCREENSHOTS is not None:
-        page.set_viewport_size({"width": page.viewport_size["width"], "height": 1180})
-        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
 
 
 def test_an_engine_shows_what_it_serves(visit: BrowserContext, world: World) -> None:

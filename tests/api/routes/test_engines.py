@@ -7,14 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
+import pytest
+import sqlalchemy as sa
 from starlette.testclient import TestClient
 
+from api.schemas.serving import EngineRegister
+from api.services import engines
+from api.services.audit import service_caller
 from api.web.settings import ServiceSettings
 from engine.spec.inventory import Inventory, RankKind
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from store import Database
 from store.models.base import utc_now
+from tests.api.live import wait_until
 from tests.api.worlds import acknowledge, engine_body, heartbeat_body, register
 
 
@@ -284,12 +290,56 @@ def test_an_engine_that_was_killed_is_called_ended_by_whoever_may_apply(
     engine = _keeper(client).json()
     end = f"/v1/engines/{engine['id']}:deregister"
     assert client.post(end).status_code == 403
-    with database.begin() as uow:
-        uow.engines.get(engine["id"]).last_heartbeat_at = utc_now() - timedelta(minutes=1)
+    _silence(database, engine["id"])
     assert client.post(end).status_code == 204
     assert client.get(f"/v1/engines/{engine['id']}").json()["last_heartbeat_at"] is None
     with database.read() as uow:
         assert uow.devices.list_leases(settings.node) == []
+
+
+@pytest.mark.parametrize("service_url", ["postgresql"], indirect=True)  # SQLite has one writer
+def test_who_ends_a_silent_engine_does_not_end_whoever_takes_its_name_at_that_moment(
+    client: TestClient, database: Database, settings: ServiceSettings
+) -> None:
+    engine_id = _keeper(client).json()["id"]
+    _silence(database, engine_id)
+    body = EngineRegister.model_validate(engine_body(takes_credential=True))
+    by = service_caller("test")
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as uow:
+            engines.register(uow, body, settings, credential=None, caller=by)
+            ended = pool.submit(client.post, f"/v1/engines/{engine_id}:deregister")
+            wait_until(lambda: ended.done() or _num_waiting(database))
+        assert ended.result().status_code == 403
+    assert client.get(f"/v1/engines/{engine_id}").json()["is_alive"]
+    with database.read() as uow:
+        assert [it.device for it in uow.devices.list_leases(settings.node)] == [0, 1]
+
+
+@pytest.mark.parametrize("service_url", ["postgresql"], indirect=True)
+def test_of_two_that_register_a_new_name_at_once_one_is_told_that_it_is_taken(
+    client: TestClient, database: Database, settings: ServiceSettings
+) -> None:
+    body = EngineRegister.model_validate(engine_body(takes_credential=True))
+    by = service_caller("test")
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as uow:
+            engines.register(uow, body, settings, credential=None, caller=by)
+            second = pool.submit(_keeper, client)
+            wait_until(lambda: second.done() or _num_waiting(database))
+        assert second.result().status_code == 409
+    assert len(client.get("/v1/engines").json()) == 1
+
+
+def _silence(database: Database, engine_id: str) -> None:
+    with database.begin() as uow:
+        uow.engines.get(engine_id).last_heartbeat_at = utc_now() - timedelta(minutes=1)
+
+
+def _num_waiting(database: Database) -> int:
+    """Who waits for a lock in the whole cluster."""
+    with database.read() as uow:
+        return int(uow.session.scalar(sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
 
 
 def test_an_engine_of_an_earlier_version_goes_on_without_a_credential(client: TestClient) -> None:

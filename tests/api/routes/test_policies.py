@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -13,9 +12,13 @@ from starlette.testclient import TestClient
 from api.documents.policy import DEFAULT_GUARDS, PolicyDocument
 from engine.spec.errors import PolicyError
 from engine.spec.inventory import Inventory, RankKind
-from engine.spec.settings import Caps, Settings
-from store import Database
-from tests.api.worlds import BUSY, acknowledge, add_recommendation, engine_body, register
+from tests.api.worlds import (
+    acknowledge,
+    engine_body,
+    etag_of,
+    patched,
+    register,
+)
 
 Json = dict[str, Any]
 
@@ -26,40 +29,30 @@ def service_url(current_url: str) -> str:
     return current_url
 
 
-def _etag(client: TestClient, engine_id: str) -> str:
-    return str(client.get(f"/v1/engines/{engine_id}/policy").headers["etag"])
-
-
-def _patch(client: TestClient, engine_id: str, body: Json, etag: str | None, **params: Any) -> Any:
-    headers = {} if etag is None else {"If-Match": etag}
-    url = f"/v1/engines/{engine_id}/policy"
-    return client.patch(url, json=body, headers=headers, params=params)
-
-
 def test_a_patch_without_if_match_is_428(client: TestClient) -> None:
-    answer = _patch(client, register(client), {"mode": "base"}, None)
+    answer = patched(client, register(client), {"mode": "base"}, None)
     assert (answer.status_code, answer.json()["code"]) == (428, "if_match_required")
 
 
 def test_a_stale_if_match_is_412_and_changes_nothing(client: TestClient) -> None:
     engine_id = register(client)
-    stale = _etag(client, engine_id)
-    assert _patch(client, engine_id, {"mode": "base"}, stale).status_code == 200
-    answer = _patch(client, engine_id, {"mode": "shift"}, stale)
+    stale = etag_of(client, engine_id)
+    assert patched(client, engine_id, {"mode": "base"}, stale).status_code == 200
+    answer = patched(client, engine_id, {"mode": "shift"}, stale)
     assert (answer.status_code, answer.json()["code"]) == (412, "stale_policy")
-    assert answer.headers["etag"] == _etag(client, engine_id)
+    assert answer.headers["etag"] == etag_of(client, engine_id)
     policy = client.get(f"/v1/engines/{engine_id}/policy").json()
     assert (policy["version"], policy["requested"]["mode"]) == (2, "base")
 
 
 def test_two_patches_at_once_let_one_through(client: TestClient) -> None:
     engine_id = register(client)
-    etag = _etag(client, engine_id)
+    etag = etag_of(client, engine_id)
     statuses: list[int] = []
 
     def write(seats: int) -> None:
         body = {"caps": {"max_num_seqs": seats}}
-        statuses.append(_patch(client, engine_id, body, etag).status_code)
+        statuses.append(patched(client, engine_id, body, etag).status_code)
 
     threads = [threading.Thread(target=write, args=(seats,)) for seats in (10, 20, 30)]
     for thread in threads:
@@ -73,14 +66,14 @@ def test_a_merge_patch_keeps_what_it_does_not_name_and_null_means_default(
     client: TestClient,
 ) -> None:
     engine_id = register(client)
-    first = _patch(
+    first = patched(
         client,
         engine_id,
         {"caps": {"max_num_seqs": 32, "max_step_ms": 45}},
-        _etag(client, engine_id),
+        etag_of(client, engine_id),
     )
     assert first.json()["policy"]["requested"]["caps"]["max_step_ms"] == 45
-    second = _patch(client, engine_id, {"caps": {"max_step_ms": None}}, first.headers["etag"])
+    second = patched(client, engine_id, {"caps": {"max_step_ms": None}}, first.headers["etag"])
     caps = second.json()["policy"]["requested"]["caps"]
     assert (caps["max_num_seqs"], caps["max_step_ms"]) == (32, None)
 
@@ -101,7 +94,7 @@ def test_an_unknown_knob_or_value_is_422_and_named(
     client: TestClient, body: Json, pointer: str
 ) -> None:
     engine_id = register(client)
-    answer = _patch(client, engine_id, body, _etag(client, engine_id))
+    answer = patched(client, engine_id, body, etag_of(client, engine_id))
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == pointer
 
@@ -111,7 +104,7 @@ def test_caps_above_the_envelope_are_409_with_the_class_they_would_need(
 ) -> None:
     engine_id = register(client)
     body = {"caps": {"max_num_seqs": 100_000}}
-    answer = _patch(client, engine_id, body, _etag(client, engine_id))
+    answer = patched(client, engine_id, body, etag_of(client, engine_id))
     assert (answer.status_code, answer.json()["needs"]) == (409, "restart")
     assert "256" in answer.json()["detail"]
 
@@ -119,7 +112,7 @@ def test_caps_above_the_envelope_are_409_with_the_class_they_would_need(
 def test_a_plan_the_model_cannot_run_is_422_with_the_numbers(client: TestClient) -> None:
     engine_id = register(client)
     body = {"plan": {"sp": 1, "tp": 3}, "shift": {"enabled": False}}
-    answer = _patch(client, engine_id, body, _etag(client, engine_id))
+    answer = patched(client, engine_id, body, etag_of(client, engine_id))
     assert answer.status_code == 422
     assert "4 query heads" in answer.json()["detail"]
 
@@ -133,14 +126,14 @@ def test_a_plan_the_engine_has_no_devices_for_is_refused_before_the_engine_is_as
     for plan in ({"dp": 8}, {"dp": 10**9}):
         for dry_run in ("true", "false"):
             body = {"plan": plan}
-            answer = _patch(client, engine_id, body, _etag(client, engine_id), dry_run=dry_run)
+            answer = patched(client, engine_id, body, etag_of(client, engine_id), dry_run=dry_run)
             assert answer.status_code == 422, answer.text
             assert answer.json()["errors"][0]["pointer"] == "/plan"
             assert "devices, this engine has 8" in answer.json()["detail"]
-    wide = _patch(client, engine_id, {"plan": {"dp": 4}}, _etag(client, engine_id))
+    wide = patched(client, engine_id, {"plan": {"dp": 4}}, etag_of(client, engine_id))
     assert wide.status_code == 200
     acknowledge(client, engine_id)
-    narrow = _patch(client, engine_id, {"plan": {"dp": 1}}, wide.headers["etag"])
+    narrow = patched(client, engine_id, {"plan": {"dp": 1}}, wide.headers["etag"])
     assert narrow.status_code == 200
     client.post(f"/v1/engines/{engine_id}:deregister")
     register(client, inventory={**large, "max_ranks": 2})
@@ -153,7 +146,7 @@ def test_a_plan_the_engine_has_no_devices_for_is_refused_before_the_engine_is_as
 def test_a_plan_that_the_machines_memory_cannot_hold_is_refused(client: TestClient) -> None:
     small = Inventory(kind=RankKind.CPU, max_ranks=8, kv_bytes=2**28, memory_bytes=2**30).to_json()
     engine_id = register(client, inventory=small)
-    answer = _patch(client, engine_id, {"plan": {"dp": 2}}, _etag(client, engine_id))
+    answer = patched(client, engine_id, {"plan": {"dp": 2}}, etag_of(client, engine_id))
     assert answer.status_code == 422
     assert "this machine has 1.07 GB" in answer.json()["detail"]
 
@@ -163,14 +156,16 @@ def test_of_an_engine_that_sends_no_inventory_the_knob_names_the_most_ranks(
 ) -> None:
     knob = {"name": "plan", "class": "reshape", "maximum": 4}
     engine_id = register(client, capabilities=[knob])
-    assert _patch(client, engine_id, {"plan": {"dp": 4}}, _etag(client, engine_id)).is_client_error
-    assert _patch(client, engine_id, {"plan": {"dp": 2}}, _etag(client, engine_id)).is_success
+    assert patched(
+        client, engine_id, {"plan": {"dp": 4}}, etag_of(client, engine_id)
+    ).is_client_error
+    assert patched(client, engine_id, {"plan": {"dp": 2}}, etag_of(client, engine_id)).is_success
 
 
 def test_a_plan_above_the_device_guard_is_409(client: TestClient) -> None:
     engine_id = register(client)
     body = {"guards": {"max_gpus": 2}, "plan": {"tp": 2}}
-    answer = _patch(client, engine_id, body, _etag(client, engine_id))
+    answer = patched(client, engine_id, body, etag_of(client, engine_id))
     assert answer.status_code == 409
     assert "needs 4 devices" in answer.json()["detail"]
 
@@ -180,7 +175,7 @@ def test_a_dry_run_says_what_would_change_at_what_cost_and_writes_nothing(
 ) -> None:
     engine_id = register(client)
     body = {"plan": {"sp": 4}, "shift": {"threshold_tokens": 8}, "caps": {"max_num_seqs": 16}}
-    answer = _patch(client, engine_id, body, _etag(client, engine_id), dry_run="true").json()
+    answer = patched(client, engine_id, body, etag_of(client, engine_id), dry_run="true").json()
     classes = {change["knob"]: change["class"] for change in answer["changes"]}
     assert classes == {
         "plan": "reshape",
@@ -196,13 +191,13 @@ def test_a_dry_run_says_what_would_change_at_what_cost_and_writes_nothing(
 
 def test_an_empty_patch_writes_no_version(client: TestClient) -> None:
     engine_id = register(client)
-    answer = _patch(client, engine_id, {}, _etag(client, engine_id))
+    answer = patched(client, engine_id, {}, etag_of(client, engine_id))
     assert (answer.status_code, answer.json()["policy"]["version"]) == (200, 1)
 
 
 def test_requested_and_effective_differ_until_the_engine_acknowledges(client: TestClient) -> None:
     engine_id = register(client)
-    answer = _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id)).json()
+    answer = patched(client, engine_id, {"mode": "base"}, etag_of(client, engine_id)).json()
     assert answer["policy"]["requested"]["mode"] == "base"
     assert answer["policy"]["effective"]["mode"] == "auto"
     assert answer["policy"]["ack_state"] == "pending"
@@ -216,7 +211,7 @@ def test_requested_and_effective_differ_until_the_engine_acknowledges(client: Te
 
 def test_a_refused_version_is_replaced_by_what_the_engine_runs(client: TestClient) -> None:
     engine_id = register(client)
-    _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id))
+    patched(client, engine_id, {"mode": "base"}, etag_of(client, engine_id))
     running = engine_body()["policy"]
     answer = acknowledge(
         client, engine_id, result="refused", message="no such mode here", policy=running
@@ -233,7 +228,7 @@ def test_a_refused_version_is_replaced_by_what_the_engine_runs(client: TestClien
 
 def test_an_acknowledgement_sent_twice_counts_once(client: TestClient) -> None:
     engine_id = register(client)
-    _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id))
+    patched(client, engine_id, {"mode": "base"}, etag_of(client, engine_id))
     first = acknowledge(client, engine_id, lost_requests=2)
     assert acknowledge(client, engine_id, lost_requests=2) == first
     assert "gearshift_reconfig_lost_requests_total 2.0" in client.get("/metrics").text
@@ -245,10 +240,10 @@ def test_an_acknowledgement_that_comes_late_takes_nothing_back(
 ) -> None:
     """The engine sent it twice since no answer came; the first was on its way all the while."""
     engine_id = register(client)
-    _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id))
+    patched(client, engine_id, {"mode": "base"}, etag_of(client, engine_id))
     acknowledge(client, engine_id)
     former = client.get(f"/v1/engines/{engine_id}").json()["effective_policy"]
-    _patch(client, engine_id, {"mode": "shift"}, _etag(client, engine_id))
+    patched(client, engine_id, {"mode": "shift"}, etag_of(client, engine_id))
     newest = acknowledge(client, engine_id)
     late = client.post(
         f"/v1/engines/{engine_id}/policy/versions/2:acknowledge",
@@ -260,7 +255,7 @@ def test_an_acknowledgement_that_comes_late_takes_nothing_back(
 
 def test_a_rollback_writes_the_version_applied_before_as_a_new_one(client: TestClient) -> None:
     engine_id = register(client)
-    _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id))
+    patched(client, engine_id, {"mode": "base"}, etag_of(client, engine_id))
     acknowledge(client, engine_id)
     answer = client.post(f"/v1/engines/{engine_id}:rollback", json={"reason": "worse"})
     assert answer.status_code == 200
@@ -279,11 +274,11 @@ def test_a_rollback_with_nothing_before_is_409_and_to_no_version_404(client: Tes
 
 def test_a_long_poll_returns_when_a_new_version_comes(client: TestClient) -> None:
     engine_id = register(client)
-    etag = _etag(client, engine_id)
+    etag = etag_of(client, engine_id)
 
     def patch_later() -> None:
         time.sleep(0.3)
-        _patch(client, engine_id, {"mode": "base"}, etag)
+        patched(client, engine_id, {"mode": "base"}, etag)
 
     thread = threading.Thread(target=patch_later)
     thread.start()
@@ -300,101 +295,6 @@ def test_a_long_poll_without_news_ends_empty(client: TestClient) -> None:
         f"/v1/engines/{engine_id}/policy", params={"wait_s": 0.1, "after_version": 1}
     )
     assert (answer.status_code, answer.content) == (204, b"")
-
-
-@pytest.mark.parametrize("envelope", [{}, {"max_num_seqs": None}, {"max_queue": 4}])
-def test_an_envelope_says_only_what_is_not_by_default(
-    client: TestClient, database: Database, envelope: Json
-) -> None:
-    engine_id = register(client, envelope=envelope)
-    url = f"/v1/recommendations/{add_recommendation(database)}:apply"
-    assert client.post(url, json={"engine_id": engine_id}).status_code == 200
-    shown = client.get(f"/v1/engines/{engine_id}").json()["envelope"]
-    assert shown == asdict(Caps(max_queue=envelope.get("max_queue")))
-
-
-def test_applying_a_recommendation_writes_its_policy_sla_and_schedule(
-    client: TestClient, database: Database
-) -> None:
-    engine_id = register(client)
-    recommendation_id = add_recommendation(database)
-    answer = client.post(
-        f"/v1/recommendations/{recommendation_id}:apply", json={"engine_id": engine_id}
-    )
-    assert answer.status_code == 200, answer.text
-    requested = answer.json()["policy"]["requested"]
-    assert requested["sla"] == "p95_ttft_ms<=500"
-    assert requested["provenance"]["recommendation"] == recommendation_id
-    assert answer.json()["predicted"]["metrics"]["ttft_ms"] == {"p95": 120.0}
-    with database.read() as uow:
-        assert uow.engines.list_scheduled_ids() == []  # not before the engine has it
-    acknowledge(client, engine_id)
-    engine = client.get(f"/v1/engines/{engine_id}").json()
-    assert (engine["sla"], engine["recommendation_id"]) == ("p95_ttft_ms<=500", recommendation_id)
-    with database.read() as uow:
-        assert uow.engines.list_scheduled_ids() == [engine_id]
-
-
-def _row(database: Database, engine_id: str) -> Json:
-    """Everything of an engine that a version may change."""
-    with database.read() as uow:
-        row = uow.engines.get(engine_id)
-        document = uow.policies.get(engine_id, row.desired_version).document
-    names = ("sla", "recommendation_id", "schedule", "control_memory", "effective_policy")
-    return {name: getattr(row, name) for name in names} | {"document": document}
-
-
-@pytest.mark.parametrize("is_patched_over", [False, True])
-def test_nothing_of_a_recommendation_that_the_engine_refuses_remains(
-    client: TestClient, database: Database, is_patched_over: bool
-) -> None:
-    """Neither at first nor over another one, with its own guards and SLA, nor under a patch."""
-    engine_id = register(client)
-    running = engine_body()["policy"]
-    for _ in range(2):
-        before = _row(database, engine_id)
-        url = f"/v1/recommendations/{add_recommendation(database)}:apply"
-        assert client.post(url, json={"engine_id": engine_id}).status_code == 200
-        if is_patched_over:
-            patch = {"sla": "p95_ttft_ms<=1", "guards": {"max_gpus": 3}}
-            assert _patch(client, engine_id, patch, _etag(client, engine_id)).status_code == 200
-        acknowledge(client, engine_id, result="refused", message="no", policy=running)
-        assert _row(database, engine_id) == before
-        client.post(url, json={"engine_id": engine_id})
-        acknowledge(client, engine_id)
-        running = _row(database, engine_id)["effective_policy"]
-
-
-def test_a_change_away_from_the_recommendation_has_no_prediction(
-    client: TestClient, database: Database
-) -> None:
-    engine_id = register(client)
-    url = f"/v1/recommendations/{add_recommendation(database)}:apply"
-    client.post(url, json={"engine_id": engine_id})
-    answer = _patch(client, engine_id, BUSY.to_json(), _etag(client, engine_id))
-    assert answer.json()["predicted"] is None
-
-
-def test_each_document_of_a_request_is_read_once(
-    client: TestClient, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine_id, recommendation_id = register(client), add_recommendation(database)
-    num_read = 0
-    from_json = Settings.from_json
-
-    def counted(document: Json) -> Settings:
-        nonlocal num_read
-        # The loops' first turn may come only now, in a thread of theirs: requests run in AnyIO's.
-        num_read += threading.current_thread().name == "AnyIO worker thread"
-        return from_json(document)
-
-    monkeypatch.setattr(Settings, "from_json", counted)
-    url = f"/v1/recommendations/{recommendation_id}:apply"
-    assert client.post(url, json={"engine_id": engine_id}).status_code == 200
-    assert num_read == 2  # the policy before, and the recommendation
-    etag, num_read = _etag(client, engine_id), 0
-    assert _patch(client, engine_id, {"mode": "base"}, etag).status_code == 200
-    assert num_read == 2  # the policy before, and the patched one
 
 
 def test_patching_nothing_gives_the_same_document() -> None:

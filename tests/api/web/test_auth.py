@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -127,3 +130,33 @@ def test_without_a_configured_key_a_first_one_is_made_once(database: Database) -
         key = uow.keys.find_by_secret(announced[0])
         assert key is not None
         assert key.scopes == ["admin"]
+
+
+def test_services_that_begin_together_make_one_first_key(current_url: str) -> None:
+    both, announced = threading.Barrier(2), list[str]()
+
+    def announce(secret: str) -> None:
+        announced.append(secret)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=1)  # for the other to come as far
+
+    def begin() -> None:
+        database = Database(current_url)
+        try:
+            ensure_first_key(database, None, announce)
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(begin) for _ in range(2)]:
+            done.result()
+    assert len(announced) == 1
+
+
+def test_no_key_is_replaced_by_one_that_has_ended_already(client: TestClient) -> None:
+    """Of the last admin key it would lock everybody out."""
+    key_id = client.get("/v1/api-keys").json()[0]["id"]
+    past = (utc_now() - timedelta(seconds=1)).isoformat()
+    body = {"overlap_s": 0, "expires_at": past}
+    assert client.post(f"/v1/api-keys/{key_id}:rotate", json=body).status_code == 409
+    assert client.get("/v1/api-keys").status_code == 200

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from api.web.group_commit import GroupCommit
-from store import Database, NotFoundError, UnitOfWork
+from store import ConflictError, Database, NotFoundError, UnitOfWork
 from store.models import EngineRow
 
 EMPTY = {"model": {}, "envelope": {}, "capabilities": [], "effective_policy": {}}
@@ -71,5 +71,5 @@ def test_a_refused_one_leaves_the_others_as_they_are(database: Database) -> None
 
 def test_one_that_the_database_cannot_keep_fails_alone(database: Database) -> None:
     first, twin, last = _add_all(database, ["a", "a", "b"])[0]
-    assert isinstance(twin, sa.exc.IntegrityError)
+    assert isinstance(twin, ConflictError)
     assert _kept(database) == {first: "a", last: "b"}

@@ -95,6 +95,18 @@ def test_choices_of_one_call_come_in_together_or_not_at_all(full: Server) -> Non
     assert full.engine.stats().running + full.engine.stats().waiting == 0
 
 
+def test_a_call_that_the_queue_has_no_room_for_counts_with_all_its_choices(full: Server) -> None:
+    refused = "gearshift_requests_refused_total"
+    before = metric(full, refused, reason="queue_full") or 0.0
+    patch(full, {"caps": {"max_num_seqs": 1, "max_queue": 0}})
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
+    with full.http.stream("POST", "/v1/completions", json=body) as running:
+        next(running.iter_lines())
+        assert ask(full, n=5).status_code == 429
+    patch(full, {"caps": {"max_num_seqs": 16, "max_queue": None}})
+    assert metric(full, refused, reason="queue_full") == before + 5
+
+
 def test_a_stream_that_was_accepted_goes_on_whatever_is_admitted_then(full: Server) -> None:
     body = {"model": MODEL, "prompt": "x", "max_tokens": 30, "ignore_eos": True, "stream": True}
     body["stream_options"] = {"include_usage": True}

@@ -53,12 +53,12 @@ def test_a_field_that_no_answer_depends_on_is_ignored_and_the_log_says_so_once(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
-        assert server.complete(prompt="x", max_tokens=1, cache_salt="a").status_code == 200
+        assert server.complete(prompt="x", max_tokens=1, session_id="a").status_code == 200
         chat = server.chat(messages=[{"role": "user", "content": "x"}], max_tokens=1, provider={})
         assert chat.status_code == 200
     said = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
     assert len(said) == 2
-    assert "'cache_salt'" in said[0]
+    assert "'session_id'" in said[0]
     assert "'provider'" in said[1]
 
 
@@ -287,3 +287,20 @@ def test_an_unknown_path_speaks_the_form_of_its_plane(server: Server) -> None:
 def test_a_chat_refuses_best_tokens_without_log_probabilities(server: Server) -> None:
     messages = [{"role": "user", "content": "x"}]
     assert refusal(server.chat(messages=messages, top_logprobs=2))["param"] == "top_logprobs"
+
+
+def test_a_body_that_is_no_json_is_refused_as_a_whole(server: Server) -> None:
+    headers = {"Content-Type": "application/json"}
+    broken = b'{"model": "tiny", "prompt": '
+    error = refusal(server.http.post("/v1/completions", content=broken, headers=headers))
+    assert error["param"] is None
+    assert "body: no JSON at character 28" in error["message"]
+
+
+def test_a_body_that_is_not_called_json_is_refused_with_the_way_out(server: Server) -> None:
+    """As curl -d sends it."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    body = b'{"model": "tiny", "prompt": "x"}'
+    error = refusal(server.http.post("/v1/completions", content=body, headers=form))
+    assert error["param"] is None
+    assert "must be application/json, and is application/x-www-form-urlencoded" in error["message"]

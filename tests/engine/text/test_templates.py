@@ -15,8 +15,10 @@ from engine.models.create import create_model
 from engine.spec.errors import CheckpointError, RequestError
 from engine.text.templates import ChatTemplates
 from engine.text.tokenizer import Tokenizer
-from tests.engine.text.chat_templates import TEMPLATES
 
+# In the style of families of models, each with what its like asks of Jinja.
+FAMILIES = Path(__file__).parent / "families"
+TEMPLATES = {path.stem: path.read_text() for path in sorted(FAMILIES.glob("*.jinja"))}
 TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",

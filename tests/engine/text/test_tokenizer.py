@@ -18,6 +18,28 @@ BACKEND = train_tokenizer(512)
 TOKENIZER = Tokenizer(BACKEND)
 
 
+def _with_byte_fallback() -> Tokenizer:
+    """As Llama 2 and Mistral 7B have it: characters that are no tokens are written in bytes."""
+    words = ["<unk>", "\u2581", "a", "b", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True)
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("\u2581", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return Tokenizer(backend)
+
+
+WITH_BYTE_FALLBACK = _with_byte_fallback()
+
+
 @given(st.text())
 def test_every_text_comes_back_from_its_ids(text: str) -> None:
     # Special tokens written out in a text become special tokens, and those are not shown.
@@ -59,25 +81,32 @@ def test_bytes_of_single_tokens_join_to_the_text(text: str) -> None:
 
 
 def test_a_vocabulary_with_byte_fallback_gives_bytes_and_spaces_too() -> None:
-    words = ["<unk>", "\u2581", "a", "b", *(f"<0x{byte:02X}>" for byte in range(256))]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True)
-    )
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    backend.decoder = tokenizers.decoders.Sequence(
-        [
-            tokenizers.decoders.Replace("\u2581", " "),
-            tokenizers.decoders.ByteFallback(),
-            tokenizers.decoders.Fuse(),
-            tokenizers.decoders.Strip(" ", 1, 0),
-        ]
-    )
-    tokenizer = Tokenizer(backend)
-    ids = tokenizer.encode("a b\u65e5")
-    assert tokenizer.decode(ids) == "a b\u65e5"
-    assert b"".join(tokenizer.token_bytes(i) for i in ids).decode() == " a b\u65e5"
-    assert tokenizer.token_bytes(99_999) == b""
+    ids = WITH_BYTE_FALLBACK.encode("a b\u65e5")
+    assert WITH_BYTE_FALLBACK.decode(ids) == "a b\u65e5"
+    assert b"".join(WITH_BYTE_FALLBACK.token_bytes(i) for i in ids).decode() == " a b\u65e5"
+    assert WITH_BYTE_FALLBACK.token_bytes(99_999) == b""
+
+
+def test_characters_in_bytes_one_after_the_other_come_whole() -> None:
+    ids = WITH_BYTE_FALLBACK.encode("a\u65e5\U0001f600\u65e5 b", add_special_tokens=False)
+    stream = WITH_BYTE_FALLBACK.stream()
+    pieces = [piece for token_id in ids if (piece := stream.push(token_id))]
+    assert [*pieces, stream.flush()] == ["a", "\u65e5", "\U0001f600", "\u65e5", " ", "b", ""]
+
+
+@given(st.text(alphabet=st.one_of(st.sampled_from("ab \n"), st.characters(codec="utf-8"))))
+def test_every_text_in_bytes_streams_as_it_is_decoded(text: str) -> None:
+    ids = WITH_BYTE_FALLBACK.encode(text, add_special_tokens=False)
+    stream = WITH_BYTE_FALLBACK.stream()
+    pieces = [stream.push(token_id) for token_id in ids]
+    assert "".join(pieces) + stream.flush() == WITH_BYTE_FALLBACK.decode(ids)
+
+
+def test_a_byte_that_is_no_character_leaves_those_before_it_as_they_were_shown() -> None:
+    _, *three = WITH_BYTE_FALLBACK.encode("\u65e5", add_special_tokens=False)
+    stream = WITH_BYTE_FALLBACK.stream()
+    pieces = [stream.push(token_id) for token_id in (*three, three[-1], three[0])]
+    assert "".join(pieces) + stream.flush() == "\u65e5\ufffd\ufffd"
 
 
 def test_special_tokens_are_left_out_unless_asked_for() -> None:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from engine.spec.names import did_you_mean
 from policies.constraint import Metric
 from policies.errors import PolicyInputError
-from policies.numbers import short
+from policies.numbers import counted, short
 from policies.points import OperatingPoint
 from policies.report import finite
 from policies.sla import Sla
@@ -85,7 +85,7 @@ class Objective(StrEnum):
         """The number that it goes by, in words."""
         match self:
             case Objective.DEVICES:
-                return f"{point.cost_devices} devices"
+                return counted(point.cost_devices, "device")
             case Objective.LATENCY:
                 return f"latency {short(math.exp(point.latency_score(sla)))} of its bounds"
             case Objective.THROUGHPUT:

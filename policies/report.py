@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.spec.measurement import METRIC_IDS, Distribution, Measurement, Outcome
 from policies.attainment import SlaReport, judge
-from policies.numbers import short
+from policies.numbers import counted, short
 from policies.sla import Sla
 
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
@@ -53,7 +53,7 @@ def energy_text(energy: dict[str, Any]) -> str:
         for kind in ("output", "total")
         if energy[f"joules_per_{kind}_token"] is not None
     ]
-    devices = "1 device" if energy["num_devices"] == 1 else f"{energy['num_devices']} devices"
+    devices = counted(energy["num_devices"], "device")
     whole = f"{short(energy['joules'])} J, mean {energy['mean_w']:.0f} W of {devices}"
     return ", ".join([f"energy (measured): {whole}", *each])
 
@@ -93,6 +93,17 @@ def sla_json(sla: Sla, report: SlaReport) -> dict[str, Any]:
         "invalid": report.invalid,
         "not_applicable": dict(report.not_applicable),
     }
+
+
+def judged_lines(sla: Sla, report: SlaReport) -> list[str]:
+    """The same in words: the verdict, and how many requests met their bounds."""
+    # Three digits would make 0.9996 a 1.
+    attainment = "-" if report.attainment is None else f"{report.attainment:.4f}"
+    goodput = "-" if report.goodput_rps is None else short(report.goodput_rps)
+    return [
+        f"SLA {sla}: {report.verdict}",
+        f"attainment {attainment}, goodput {goodput} requests/s",
+    ]
 
 
 def finite(value: float | None) -> float | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import fail
-from api.cli.listening import CONTROL_KEY_VARIABLE
+from api.cli.key_options import CONTROL_KEY_VARIABLE
 
 if TYPE_CHECKING:
     from api.documents.answer import Answer

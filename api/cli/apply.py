@@ -10,9 +10,10 @@ import typer
 from api.cli.answers import ChoiceOption, answering, find_answer, is_recommendation
 from api.cli.changes import change_document, tell_change
 from api.cli.common import fail
-from api.cli.control_plane import find_engine_id
+from api.cli.control_plane import find_engine_id, no_key
 from api.cli.engine_options import JsonOption, is_http_url
 from api.cli.grouped import grouped
+from api.cli.key_options import CONTROL_KEY_VARIABLE, ServerKey, key_option
 
 if TYPE_CHECKING:
     from engine.spec.settings import Settings
@@ -32,11 +33,9 @@ class Target:
         str | None,
         typer.Option(metavar="URL", help="Control plane to apply a recommendation through."),
     ] = None
-    api_key: Annotated[
-        str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="The engine's key.")
-    ] = None
+    access: ServerKey
     service_key: Annotated[
-        str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="The control plane's key.")
+        str | None, key_option(CONTROL_KEY_VARIABLE, "The control plane's key.")
     ] = None
 
     def __post_init__(self) -> None:
@@ -50,7 +49,7 @@ class Target:
             fail(f"{option} {url!r}: write it as in http://127.0.0.1:8000")
 
 
-@grouped(help_order="source engine service dry_run choice api_key service_key reason")
+@grouped(help_order="source engine service dry_run choice api_key api_key_file service_key reason")
 def apply(
     source: Annotated[
         str,
@@ -86,7 +85,7 @@ def _patch(target: Target, settings: Settings, *, is_dry_run: bool) -> dict[str,
     from api.clients.engine_client import EngineClient
 
     with answering(target.engine):
-        client = EngineClient(target.engine, target.api_key)
+        client = EngineClient(target.engine, target.access.key)
         _, etag = client.get_policy()
         answer = client.patch_policy(_chosen(settings), etag=etag, is_dry_run=is_dry_run)
         return {
@@ -123,7 +122,7 @@ def _through_service(
 
     assert target.service is not None, "without a control plane the engine is asked itself"
     if target.service_key is None:
-        fail("--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY")
+        fail(no_key(target.service))
     with (
         answering(target.service),
         Client(target.service, target.service_key) as client,

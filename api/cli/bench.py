@@ -13,6 +13,7 @@ from api.cli.engine_options import MOST_SEED
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import JudgedWorkload
+from api.cli.key_options import ServerKey
 from api.cli.pictured import DrawnOutput
 from policies.numbers import short
 
@@ -36,9 +37,7 @@ class Target:
     model: Annotated[
         str | None, typer.Option(help="Model name; by default the first the server lists.")
     ] = None
-    api_key: Annotated[
-        str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="The server's key.")
-    ] = None
+    access: ServerKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,8 @@ class Replayed(JudgedWorkload):
 
 
 @grouped(
-    help_order="url workload sla seed model timeout_s vocab_size api_key fail_on_miss out plot"
+    help_order="url workload sla seed model timeout_s vocab_size api_key api_key_file "
+    "fail_on_miss out plot"
 )
 def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
     """Replay a workload against an OpenAI-compatible server and judge it by an SLA.
@@ -90,12 +90,12 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
     load = replayed.read_workload()
     for warning in load.warnings:
         log(warning)
-    served = get_served_model(server.url, api_key=server.api_key)
+    served = get_served_model(server.url, api_key=server.access.key)
     if served.paced_as is not None:
         log(f"warning: the server runs no model, its steps are paced as {served.paced_as}")
     _warn_about_lengths(load, served.max_model_len)
     with (
-        HttpTarget(server.url, server.model or served.name, api_key=server.api_key) as target,
+        HttpTarget(server.url, server.model or served.name, api_key=server.access.key) as target,
         _Progress(len(load)) as show,
     ):
         measurement = run_load(
@@ -144,7 +144,7 @@ def _told(server: Target, served: ServedModel) -> str:
     from tuner.load.http_target import find_settings
 
     parts = [f"{server.model or served.name} at {server.url}"]
-    if (settings := find_settings(server.url, api_key=server.api_key)) is not None:
+    if (settings := find_settings(server.url, api_key=server.access.key)) is not None:
         parts.append(str(settings))
     if served.paced_as is not None:
         parts.append(f"paced as {served.paced_as}")
@@ -224,7 +224,7 @@ def _print_tables(document: dict[str, Any], measurement: Measurement, sla: Sla |
     from rich.table import Table
 
     from policies.attainment import judge
-    from policies.report import LATENCIES, energy_text
+    from policies.report import LATENCIES, energy_text, judged_lines
 
     console = Console()
     table = Table("metric", "mean", "p50", "p90", "p95", "p99", title="milliseconds")
@@ -239,11 +239,8 @@ def _print_tables(document: dict[str, Any], measurement: Measurement, sla: Sla |
         console.print(energy_text(document["energy"]))
     console.print(f"driver lag p99: {_text(document['driver_lag_ms'])} ms")
     if sla is not None:
-        report = judge(sla, measurement)
-        console.print(f"SLA {sla}: {report.verdict}")
-        # Three digits would make 0.9996 a 1.
-        attainment = "-" if report.attainment is None else f"{report.attainment:.4f}"
-        console.print(f"attainment {attainment}, goodput {_text(report.goodput_rps)} requests/s")
+        for line in judged_lines(sla, judge(sla, measurement)):
+            console.print(line)
 
 
 def _text(value: float | None) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from api.cli.clock_bar import clock_bar
 from api.cli.common import fail
+from api.cli.key_options import ServerKey
 
 if TYPE_CHECKING:
     from engine.spec.measurement import Measurement
@@ -44,10 +45,7 @@ class LiveServer:
         int,
         typer.Option(min=1, max=2**31 - 1, help="With --url: prompt ids are drawn below this."),
     ] = 256
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="With --url: the server's key."),
-    ] = None
+    access: ServerKey
 
     def document(
         self, model: str | None, workload: Workload, sla: Sla, *, seed: int
@@ -65,8 +63,8 @@ class LiveServer:
         from tuner.search.evidence import measured_estimates
 
         assert self.url is not None, "only with --url"
-        served = get_served_model(self.url, api_key=self.api_key)
-        settings = find_settings(self.url, api_key=self.api_key)
+        served = get_served_model(self.url, api_key=self.access.key)
+        settings = find_settings(self.url, api_key=self.access.key)
         name = model or served.name
         with clock_bar("capacity", self.seconds) as say:
             search = LiveSearch(
@@ -101,7 +99,7 @@ class LiveServer:
         url = self.url
 
         def drive(load: Workload, draw: int, should_stop: Callable[[], bool]) -> Measurement:
-            with HttpTarget(url, model, api_key=self.api_key) as target:
+            with HttpTarget(url, model, api_key=self.access.key) as target:
                 return run_load(
                     load,
                     target,

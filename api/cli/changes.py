@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from api.cli.common import log, print_json, print_lines
 from api.cli.effect_lines import effect_lines
+from policies.numbers import counted
 
 if TYPE_CHECKING:
     from api.schemas.serving import ChangeSet
@@ -55,7 +56,8 @@ def _lines(document: dict[str, Any]) -> list[str]:
         return [*lines, "dry run: nothing was changed"]
     version = f"policy version {document['version']}"
     if document["seconds"] is None:
-        return [*lines, f"asked for: {version}; 'gearshift policies show' says when it is in force"]
+        show = f"'gearshift policies show {document['engine']}'"
+        return [*lines, f"asked for: {version}; {show} says when it is in force"]
     return [*lines, f"applied in {document['seconds']:.2f} s: {version}"]
 
 
@@ -66,7 +68,9 @@ def _way_line(transition: dict[str, Any]) -> str:
     leaves = f", old ones may take {drain_s:.1f} s to finish" if drain_s else ""
     said = "" if transition["is_measured"] else " (an estimate)"
     most = transition["peak_devices"]
-    return f"way: {transition['way']}, at most {most} devices at once{serves}{leaves}{said}"
+    return (
+        f"way: {transition['way']}, at most {counted(most, 'device')} at once{serves}{leaves}{said}"
+    )
 
 
 def _text(change: dict[str, Any], end: str) -> str:

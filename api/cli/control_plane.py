@@ -12,6 +12,7 @@ import typer
 from api.cli.answers import answering
 from api.cli.common import fail, print_json, print_lines
 from api.cli.engine_options import JsonOption, is_http_url
+from api.cli.key_options import CONTROL_KEY_VARIABLE, key_option
 from api.cli.tables import print_rows
 from engine.spec.names import did_you_mean
 
@@ -42,7 +43,7 @@ class ControlPlane:
 
     service: Annotated[str, typer.Option(metavar="URL", help="The control plane.")] = SERVICE
     service_key: Annotated[
-        str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="The control plane's key.")
+        str | None, key_option(CONTROL_KEY_VARIABLE, "The control plane's key.")
     ] = None
     as_json: JsonOption = False
 
@@ -55,10 +56,7 @@ class ControlPlane:
         if not is_http_url(full_url(self.service)):
             fail(f"--service {self.service!r}: write it as in {SERVICE}")
         if self.service_key is None:
-            fail(
-                "--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY; where it runs, "
-                "'gearshift keys create NAME --scope SCOPE' makes one"
-            )
+            fail(no_key(self.service))
         with (
             answering(self.service, way_out="; does 'gearshift serve' run there?"),
             Client(self.service, self.service_key, timeout_s=timeout_s) as client,
@@ -84,6 +82,14 @@ class ControlPlane:
             print_json({name: [row.to_json() for row in found]})
         else:
             print_rows(headings, map(cells, found))
+
+
+def no_key(service: str) -> str:
+    """That the control plane wants a key, and where there is one."""
+    return (
+        f"the control plane ({service}) needs a key: put it into GEARSHIFT_CONTROL_KEY; on its "
+        "machine 'gearshift keys create NAME --scope read' (or tune, apply, admin) makes one"
+    )
 
 
 def find_engine(client: Client, named: str) -> EngineView:

@@ -23,8 +23,9 @@ from api.cli.engine_options import (
     read_len,
 )
 from api.cli.groups import Described
+from api.cli.key_options import CONTROL_KEY_VARIABLE, key_option, read_key_file
 from api.cli.limit_options import LimitOptions
-from api.cli.listening import CONTROL_KEY_VARIABLE, Listening
+from api.cli.listening import Listening
 from engine.spec.config import MOST_GRAPH_TOKENS
 from engine.spec.settings import Order
 
@@ -40,7 +41,6 @@ DEFAULT_ENGINE_NAME = "0"
 DEFAULT_SEQS = 64
 DEFAULT_TOKENS = 2048
 DEFAULT_UTILIZATION = 0.9
-MOST_KEY_LETTERS = 4096
 
 
 COUNT = "N|auto"
@@ -261,9 +261,9 @@ class ControlPlane:
     ] = None
     control_key: Annotated[
         str | None,
-        typer.Option(
-            envvar=CONTROL_KEY_VARIABLE,
-            help="Its key; give it by the variable, since options show in the list of processes.",
+        key_option(
+            CONTROL_KEY_VARIABLE,
+            "Its key; give it by the variable, since options show in the list of processes.",
         ),
     ] = None
     control_key_file: Annotated[
@@ -274,21 +274,14 @@ class ControlPlane:
         """End where nothing could ever be reached; a service that is away may come back."""
         if self.control is not None and not is_http_url(self.control):
             fail(f"--control {self.control}: write it as in http://127.0.0.1:8700")
-        if self.control_key_file is not None and not self.key:
-            fail(f"--control-key-file {self.control_key_file} is empty")
+        _ = self.key
 
     @cached_property
     def key(self) -> str | None:
-        """The key, wherever it stands. Ends where its file cannot be read."""
-        path = self.control_key_file
-        if path is None:
+        """The key, wherever it stands. Ends where its file has none."""
+        if self.control_key_file is None:
             return self.control_key
-        try:
-            with path.open() as file:
-                return file.read(MOST_KEY_LETTERS).strip()
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text"
-            fail(f"--control-key-file {path} cannot be read: {reason}")
+        return read_key_file("--control-key-file", self.control_key_file)
 
     def join(self, engine: Engine, stack: ExitStack, *, url: str, name: str | None) -> None:
         """Register the engine that serves at ``url``, until ``stack`` ends."""

@@ -14,9 +14,8 @@ from api.cli.answers import ServedAnswer, why_not_here
 from api.cli.common import fail, log, print_json
 from api.cli.engine_groups import CapOptions, House, Pacing, RankOptions
 from api.cli.engine_options import check_device, read_dtype, read_link
-from api.cli.given import is_in_arguments
 from api.cli.grouped import grouped
-from api.cli.listening import CONTROL_KEY_VARIABLE, ENGINE_KEY_VARIABLE, KNOB_KEY_VARIABLE, bind
+from api.cli.listening import bind
 from api.cli.served_plan import ServedModel, ServedPlan
 from api.cli.vllm_config import ConfigOption
 from api.cli.vllm_flags import known_words as known_words
@@ -30,11 +29,6 @@ if TYPE_CHECKING:
     from tuner.described.node import Node
 
 MIB = 2**20
-SECRETS = {
-    "control_key": CONTROL_KEY_VARIABLE,
-    "api_key": ENGINE_KEY_VARIABLE,
-    "knob_key": KNOB_KEY_VARIABLE,
-}
 
 
 @grouped(
@@ -61,10 +55,6 @@ def serve(
     """
     if config is not None:
         log(f"options of {config}; the command line wins")
-    for name, variable in SECRETS.items():
-        if is_in_arguments(ctx, name):
-            option = f"--{name.replace('_', '-')}"
-            log(f"warning: {option} shows in the list of processes; give the key by {variable}")
     from tuner.described.parse import check_rungs
 
     found = answer.find(ctx)

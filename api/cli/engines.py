@@ -186,7 +186,10 @@ def advise(
     elif form == FORMS[0]:
         print_lines(_advice_lines(found))
     elif found.launch is None:
-        fail(f"{engine}: nobody knows its load yet, so there is nothing to start")
+        fail(
+            f"{engine}: nobody knows its load yet, so there is nothing to start; "
+            f"'gearshift engines show {engine}' says what is seen of it"
+        )
     else:
         typer.echo(getattr(found.launch, form).rstrip("\n"))
 
@@ -254,7 +257,9 @@ def _runs(row: EngineView) -> str:
 
 def _lines(found: EngineView) -> list[str]:
     seen = (
-        "" if found.last_heartbeat_at is None else f", last seen {minute(found.last_heartbeat_at)}"
+        ""
+        if found.last_heartbeat_at is None
+        else f", last seen {minute(found.last_heartbeat_at)} UTC"
     )
     return [
         f"{found.id} {found.name}: {'alive' if found.is_alive else 'silent or ended'}{seen}",
@@ -281,19 +286,21 @@ def _forecast_lines(found: ForecastView) -> list[str]:
     error = "" if found.peak_error is None else f", mean error of the peak {found.peak_error:.0%}"
     return [
         *lines,
-        f"by {found.forecaster}, from {found.history_slots} slots; {found.backtests} looks back"
-        + error,
+        f"by {found.forecaster}, from {short(found.history_slots * found.slot_s / 60)} minutes; "
+        f"{found.backtests} looks back{error}",
     ]
 
 
 def _seen_lines(found: ObservationView) -> list[str]:
     from policies.numbers import short
 
-    lines = [f"{found.system} at {found.url}: {found.sight} since {found.since:%Y-%m-%d %H:%M:%S}"]
+    lines = [
+        f"{found.system} at {found.url}: {found.sight} since {found.since:%Y-%m-%d %H:%M:%S} UTC"
+    ]
     if found.detail:
         lines.append(f"  {found.detail}")
     if found.restarted_at is not None:
-        lines.append(f"  began anew {found.restarted_at:%Y-%m-%d %H:%M:%S}")
+        lines.append(f"  began anew {found.restarted_at:%Y-%m-%d %H:%M:%S} UTC")
     if found.missing:
         lines.append(f"  its page does not tell: {', '.join(found.missing)}")
     if found.window_s is None:
@@ -318,13 +325,14 @@ def _seen_lines(found: ObservationView) -> list[str]:
 
 
 def _advice_lines(found: AdviceView) -> list[str]:
-    from policies.numbers import short
+    from policies.numbers import counted, short
 
     if found.entry is None or found.launch is None:
-        return [f"{found.reason}: nobody knows its load yet"]
+        return [f"{found.reason}: nobody knows its load yet; it stays as it is"]
     from engine.spec.settings import Settings
 
-    carried = f"carries {short(found.entry['low_rps'])} requests/s on {found.num_devices} devices"
+    devices = counted(found.num_devices or 0, "device")
+    carried = f"carries {short(found.entry['low_rps'])} requests/s on {devices}"
     lines = [
         f"{found.reason}: {short(found.needed_rps or 0.0)} requests/s have to be carried",
         f"{Settings.from_json(found.entry['settings'])} {carried}",
@@ -332,5 +340,6 @@ def _advice_lines(found: AdviceView) -> list[str]:
     if found.is_there:
         lines.append("it runs these settings already")
     lines += [f"note: {text}" for text in found.left_out]
-    by = "you restart it" if found.applied_by == "hand" else f"restarted by its {found.applied_by}"
-    return [*lines, f"applied by {found.applied_by}: {by}", "", found.launch.command]
+    is_by_hand = found.applied_by == "hand"
+    by = "you restart it: the service cannot" if is_by_hand else f"by its {found.applied_by}"
+    return [*lines, f"applied {by}" if not is_by_hand else by, "", found.launch.command]

@@ -243,7 +243,11 @@ class GoalOptions:
     ] = False
     price_per_device_hour: Annotated[
         float | None,
-        typer.Option(min=0, max=1e9, help="Tell what an answer costs, in this currency."),
+        typer.Option(
+            min=0,
+            max=1e9,
+            help="In your currency; answers then tell what they cost.",
+        ),
     ] = None
 
     @property

@@ -30,7 +30,7 @@ def trials(job_id: IdArgument, plane: ControlPlane) -> None:
         sla = Sla.parse(client.get_tuning_job(job_id).spec["sla"])
         found = client.list_trials(job_id)
     keys = [bound.key for bound in sla.per_run]
-    headings = ("trial", "settings", "state", "of SLA", "P(met)", "why")
+    headings = ("trial", "settings", "state", "what the SLA bounds", "P(met)", "why")
     plane.tell_rows("trials", found, headings, lambda row: _trial_cells(row, keys))
 
 
@@ -44,7 +44,7 @@ def pareto(job_id: IdArgument, plane: ControlPlane) -> None:
         print_json(found.to_json())
         return
     keys = [aim.key for aim in found.aims]
-    headings = ("trial", "devices", "settings", "of SLA", "P(met)", "by")
+    headings = ("trial", "devices", "settings", "what the SLA bounds", "P(met)", "fidelity")
     print_rows(headings, (_front_cells(point, keys) for point in found.front))
     typer.echo(f"{len(found.front)} of {found.num_points} settings, which no other beats in all of")
     typer.echo(", ".join(keys))

@@ -16,6 +16,7 @@ from api.cli.interrupts import watched
 from api.cli.tables import minute
 from api.cli.trial_bar import TrialBar
 from api.cli.tune import Search
+from policies.numbers import counted
 
 if TYPE_CHECKING:
     from api.clients.client import Client
@@ -31,8 +32,9 @@ ENDS = {
 
 
 @grouped(
-    help_order="model workload sla hardware devices trials seed objective use_all "
-    "price_per_device_hour dtype backend backend_set cost_model on_busy follow"
+    help_order="model workload sla hardware devices trials seed budget objective use_all "
+    "price_per_device_hour capacity_table capacity_seconds dtype backend backend_set cost_model "
+    "on_busy follow"
 )
 def create(
     search: Search,
@@ -74,6 +76,8 @@ def create(
             "price_per_device_hour": wanted.price_per_device_hour,
             "uses_all_devices": wanted.use_all,
             "capacity_table": search.capacity_table,
+            "capacity_seconds": search.capacity_seconds,
+            "budget": search.budget,
         },
     }
     with plane.client() as client:
@@ -101,7 +105,7 @@ def list_jobs(
     plane.tell_rows(
         "jobs",
         found,
-        ("id", "state", "trials", "of", "made"),
+        ("id", "state", "trials", "model and hardware", "made"),
         lambda row: (
             row.id,
             row.state.value,
@@ -159,7 +163,8 @@ def _lines(found: TuningJobView) -> list[str]:
 
 def _told(found: TuningJobView, spec: dict[str, Any]) -> Iterator[str]:
     yield f"{found.id}: {found.state.value}, {_progress(found)} trials: {found.reason}"
-    yield f"  {spec['model_dir']} on {spec['hardware']}, at most {spec['num_devices']} devices"
+    most = counted(spec["num_devices"], "device")
+    yield f"  {spec['model_dir']} on {spec['hardware']}, at most {most}"
     yield f"  {spec['workload']}; {spec['sla']}; seed {spec['seed']}"
     if found.recommendation_id is not None:
         yield f"  recommends: gearshift recommendations show {found.recommendation_id}"

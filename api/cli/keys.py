@@ -76,7 +76,7 @@ def rotate(
     body = ApiKeyRotate(overlap_s=overlap_s)
     with open_current(database_url) as database, database.begin() as uow:
         key, secret = keys.rotate(uow, key_id, body, caller=service_caller(ACTOR))
-        _show(key, secret, as_json=as_json, replaces=key_id)
+        _show(key, secret, as_json=as_json, replaces=uow.keys.get(key_id))
 
 
 def list_keys(database_url: DatabaseUrl = None, as_json: JsonOption = False) -> None:
@@ -113,17 +113,19 @@ def revoke(
         typer.echo(f"key {key.id} ({key.name}) is revoked")
 
 
-def _show(key: ApiKey, secret: str, *, as_json: bool, replaces: str | None = None) -> None:
+def _show(key: ApiKey, secret: str, *, as_json: bool, replaces: ApiKey | None = None) -> None:
     """Show a key before it is stored: one that could not be shown is not kept."""
     from api.schemas.access import ApiKeyCreated, ApiKeyRotated, ApiKeyView
 
     view = ApiKeyView.model_validate(key).model_dump()
     if as_json and replaces is not None:
-        print_json(ApiKeyRotated(**view, secret=secret, replaces=replaces).to_json())
+        print_json(ApiKeyRotated(**view, secret=secret, replaces=replaces.id).to_json())
     elif as_json:
         print_json(ApiKeyCreated(**view, secret=secret).to_json())
     else:
         typer.echo(f"key {key.id}, {', '.join(key.scopes)}, shown only now: {secret}")
+        if replaces is not None:
+            typer.echo(f"in place of {replaces.id} ({replaces.name}), {_validity(replaces)} UTC")
 
 
 def _scopes(words: list[str]) -> list[Scope]:

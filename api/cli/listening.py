@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli.common import fail
+from api.cli.key_options import ENGINE_KEY_VARIABLE, KNOB_KEY_VARIABLE, key_option
 
 if TYPE_CHECKING:
     from engine.server.keys import ServerKeys
-
-CONTROL_KEY_VARIABLE = "GEARSHIFT_CONTROL_KEY"
-ENGINE_KEY_VARIABLE = "GEARSHIFT_ENGINE_KEY"
-KNOB_KEY_VARIABLE = "GEARSHIFT_KNOB_KEY"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +26,18 @@ class Listening:
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000
     api_key: Annotated[
         str | None,
-        typer.Option(
-            envvar=ENGINE_KEY_VARIABLE,
-            help="Required of callers; give it by the variable, since options show in the list of "
+        key_option(
+            ENGINE_KEY_VARIABLE,
+            "Required of callers; give it by the variable, since options show in the list of "
             "processes.",
         ),
     ] = None
 
     knob_key: Annotated[
         str | None,
-        typer.Option(
-            envvar=KNOB_KEY_VARIABLE,
-            help="Required in its place of callers of /v1/engine, who read and change the policy. "
+        key_option(
+            KNOB_KEY_VARIABLE,
+            "Required in its place of callers of /v1/engine, who read and change the policy. "
             "Without either key that is closed beyond this machine.",
         ),
     ] = None

@@ -26,6 +26,7 @@ SHOWN_FAILING = 24
 def print_answer(report: PlanReport, document: dict[str, Any]) -> None:
     """Everything, the best plan and its commands last."""
     from tuner.planner.document import choices
+    from tuner.planner.explore import JudgedOn
 
     # Lines to be pasted are not broken.
     console = Console(soft_wrap=True, highlight=False)
@@ -33,8 +34,8 @@ def print_answer(report: PlanReport, document: dict[str, Any]) -> None:
     _print_near_misses(console, document)
     _print_feasible(console, report)
     print_capacity_table(console, document["capacity_table"])
-    judged = ", ".join(f"{count} on {kind}" for kind, count in document["judged"].items())
-    console.print(f"judged: {judged}")
+    judged = (f"{count} on {JudgedOn(kind).meaning}" for kind, count in document["judged"].items())
+    console.print(f"judged: {', '.join(judged)}")
     found = choices(report)
     if not found:
         _print_infeasible(console, document["infeasible"])
@@ -188,9 +189,11 @@ def _print_failing(console: Console, report: PlanReport) -> None:
     if (more := len(shown) - SHOWN_FAILING) > 0:
         console.print(f"and {more} more plans (--json has all)")
     if shapes:
-        console.print(f"{shapes} plans cannot split the model's heads or FFN evenly")
+        plans = counted(shapes, "plan")
+        console.print(f"{plans} left out, which cannot split the model's heads or FFN evenly")
     if lacking:
         name = report.question.node.backend.name
         console.print(
-            f"{lacking} plans are none that {name} can run (--json has why, --backend others)"
+            f"{counted(lacking, 'plan')} left out, which {name} cannot run (--json has why, "
+            "--backend others)"
         )

@@ -78,7 +78,12 @@ def diff(
     with plane.client() as client:
         found = client.list_policy_versions(find_engine_id(client, engine))
     versions = {row.version: row for row in found}
-    newer = _version(versions, max(versions) if after is None else after)
+    if len(versions) < 2:  # one that just registered has what it runs, if that
+        fail(f"{engine} has no two versions of its policy yet: nothing was changed")
+    newest, oldest = max(versions), min(versions)
+    newer = _version(versions, newest if after is None else after)
+    if before is None and newer.version == oldest:
+        fail(f"version {oldest} is the first: compare it with a later one, --to {newest}")
     older = _version(versions, newer.version - 1 if before is None else before)
     changes = list(_differences(older.document, newer.document))
     document = {"from": older.version, "to": newer.version, "changes": changes}

@@ -109,7 +109,7 @@ class Measuring:
 
 @grouped(
     help_order="out model devices dtype device link seconds rounds threads_per_rank url engine "
-    "engine_command plan max_num_seqs max_num_batched_tokens start_timeout_s"
+    "engine_command plan max_num_seqs max_num_batched_tokens start_timeout_s api_key api_key_file"
 )
 def profile(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the profile is written.")],

@@ -13,6 +13,7 @@ import typer
 from api.cli.common import fail, print_json, print_lines
 from api.cli.engine_options import MOST_SEQS, MOST_TOKENS
 from api.cli.groups import writing
+from api.cli.key_options import ServerKey
 from policies.numbers import short
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class ProfiledServer:
             help="A server that does not answer by then has failed; by default 900.",
         ),
     ] = None
+    access: ServerKey
 
     @property
     def is_asked(self) -> bool:
@@ -83,6 +85,7 @@ class ProfiledServer:
             "--max-num-seqs": self.max_num_seqs,
             "--max-num-batched-tokens": self.max_num_batched_tokens,
             "--start-timeout-s": self.start_timeout_s,
+            "--api-key-file": self.access.api_key_file,
         }
         if named := [word for word, value in words.items() if value is not None]:
             fail(f"{', '.join(named)}: of a server; name its kind with --engine, or its --url")
@@ -119,6 +122,7 @@ class ProfiledServer:
                 plan=plan,
                 caps=self._caps(system, plan, device),
                 seconds=seconds,
+                api_key=self.access.key,
             )
             for plan in plans
         ]
@@ -139,7 +143,7 @@ class ProfiledServer:
         from tuner.load.http_target import SAYING_SYSTEMS, get_served_model
 
         assert self.url is not None, "without a URL, --engine is what made it a server"
-        served = get_served_model(self.url)
+        served = get_served_model(self.url, api_key=self.access.key)
         if served.system is None:
             says = f"says {served.owner!r}" if served.owner else "does not say"
             fail(

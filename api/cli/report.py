@@ -14,7 +14,7 @@ from api.cli.answers import answering
 from api.cli.common import fail
 from api.cli.engine_options import JsonOption
 from api.cli.groups import check_writable, writing
-from api.cli.listening import CONTROL_KEY_VARIABLE
+from api.cli.key_options import CONTROL_KEY_VARIABLE
 
 if TYPE_CHECKING:
     from tuner.report.answers import Form

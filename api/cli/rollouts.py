@@ -86,8 +86,10 @@ def start(
         rollout = client.create_rollout({**body, "engine_id": find_engine_id(client, engine)})
         if follow:
             _follow(client, rollout, plane)
-        else:
-            plane.tell(client.get_rollout(rollout.id), _lines)
+            return
+        plane.tell(client.get_rollout(rollout.id), _lines)
+    if not plane.as_json:
+        log(f"see how it goes: gearshift rollouts follow {rollout.id}")
 
 
 @grouped()
@@ -99,7 +101,7 @@ def list_rollouts(plane: ControlPlane, engine: EngineOption = None) -> None:
     plane.tell_rows(
         "rollouts",
         found,
-        ("id", "state", "why", "since", "engine"),
+        ("id", "state", "why", "made", "engine"),
         lambda row: (
             row.id,
             row.state.value,
@@ -164,7 +166,8 @@ def _canary_lines(found: RolloutView) -> list[str]:
         return []
     effect = canary.effect
     return [
-        f"  candidate {canary.candidate_attainment:.3f}, control {canary.control_attainment:.3f} "
-        f"over {canary.pairs} pairs ({canary.set_aside} set aside); effect {effect.low:+.3f} to "
-        f"{effect.high:+.3f}; exposed {canary.exposed_s:.0f} s, {canary.exposed_requests} requests"
+        f"  SLA attainment: candidate {canary.candidate_attainment:.3f}, control "
+        f"{canary.control_attainment:.3f} over {canary.pairs} pairs ({canary.set_aside} set aside)",
+        f"  difference within {effect.low:+.3f} and {effect.high:+.3f}; the candidate served "
+        f"{canary.exposed_s:.0f} s, {canary.exposed_requests} requests",
     ]

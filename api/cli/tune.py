@@ -67,6 +67,23 @@ class Search:
             "where trials run live.",
         ),
     ] = False
+    capacity_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=86_400,
+            help="For --capacity-table: where trials run live, drive each plan of the table for so "
+            "many seconds; 0: only simulate.",
+        ),
+    ] = 60.0
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Device time that live runs may use, as in device_minutes=30: what does not fit "
+            "is not started, and the best known is told.",
+        ),
+    ] = None
 
     def require(self, way_out: str) -> tuple[str, str, str]:
         """Model, workload and SLA; ends where one is missing."""
@@ -91,23 +108,6 @@ class LiveTrials:
         bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
     ] = False
     timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 60.0
-    capacity_seconds: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=86_400,
-            help="For --capacity-table: drive a plan that can run here for so long; 0: only "
-            "simulate.",
-        ),
-    ] = 60.0
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Device time that live runs may use, as in device_minutes=30: what does not fit "
-            "is not started, and the best known is told.",
-        ),
-    ] = None
     engine: Annotated[
         str,
         typer.Option(help="What trials run on: gearshift, or a server they start: vllm, sglang."),
@@ -338,8 +338,8 @@ def _spec(
         probe_requests=trials.probe_requests,
         probe_paced=trials.probe_paced,
         timeout_s=trials.timeout_s,
-        capacity_seconds=trials.capacity_seconds,
-        budget=trials.budget,
+        capacity_seconds=search.capacity_seconds,
+        budget=search.budget,
         engine=trials.engine,
         engine_command=trials.engine_command,
         start_timeout_s=trials.start_timeout_s,

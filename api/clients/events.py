@@ -30,9 +30,9 @@ class JobEvent:
         if self.type == "pair":
             effect = data["effect"]
             return (
-                f"pair {data['pair']}: candidate {data['candidate_attainment']:.3f}, control "
-                f"{data['control_attainment']:.3f}; effect {effect['low']:+.3f} to "
-                f"{effect['high']:+.3f}"
+                f"pair {data['pair']}: SLA attainment: candidate "
+                f"{data['candidate_attainment']:.3f}, control {data['control_attainment']:.3f}; "
+                f"difference within {effect['low']:+.3f} and {effect['high']:+.3f}"
             )
         return str(data.get("message") or data.get("reason") or data.get("state") or "")
 

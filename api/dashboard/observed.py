@@ -15,6 +15,7 @@ from api.schemas.observed import AdviceView, ObservationView, ShareView
 from api.services import advice, observed
 from api.web.errors import ApiError
 from api.web.settings import ServiceSettings
+from policies.numbers import counted
 from store import UnitOfWork
 from store.models import Sight
 
@@ -104,7 +105,7 @@ def _facts(seen: ObservationView) -> list[str]:
         _pair(seen.mean_input_tokens, seen.mean_output_tokens, 0),
         words.share(seen.prefix_hit_rate),
         words.NONE if seen.attainment is None else _range(seen.attainment),
-        "hand: the service cannot" if seen.restarts is None else seen.restarts.by,
+        words.RESTARTERS["hand" if seen.restarts is None else seen.restarts.by],
     ]
 
 
@@ -150,7 +151,7 @@ def _show_advice(outside: Outside) -> None:
             ("Must be carried (requests/s)", words.number(found.needed_rps)),
             ("Runs", _entry(found.current)),
             ("Should run", _entry(found.entry)),
-            ("Restarted by", found.applied_by),
+            ("Restarted by", words.RESTARTERS[found.applied_by]),
         ]
     )
     for left in found.left_out:
@@ -170,6 +171,6 @@ def _entry(found: dict[str, Any] | None) -> str:
     if found is None:
         return words.NONE
     return (
-        f"{words.settings_of(found['settings'])}, {found['num_devices']} devices, "
+        f"{words.settings_of(found['settings'])}, {counted(found['num_devices'], 'device')}, "
         f"carries {found['rate_rps']:.1f} requests/s"
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nicegui import ui
@@ -10,11 +11,19 @@ from nicegui import ui
 from api.dashboard.layout import Text, button, hinted, note
 from api.dashboard.proposal import Proposal, read_policy, text_of
 from api.dashboard.visit import Visit
+from api.documents.server_knobs import RESTARTED
 from api.schemas.access import Scope
-from api.schemas.serving import PolicyView
+from api.schemas.serving import EngineView, PolicyView
+from engine.spec.plan import parse_plan
 from engine.spec.settings import Order
+from tuner.launch.why_not import why_not
 
 Json = dict[str, Any]
+NO_RESTART = (
+    "Plan and caps are what the server was started with, and this service cannot restart it. "
+    "Restart it yourself, as its advice says, and observe it again with what it runs then; or name "
+    "a hook for it in GEARSHIFT_SERVERS_FILE."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +64,58 @@ FIELDS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """The fields that an engine has knobs for, and a sentence on those that it lacks."""
+
+    fields: tuple[Field, ...] = FIELDS
+    note: str = ""
+
+    @classmethod
+    def of(cls, engine: EngineView, *, is_restarted: bool = False) -> Offer:
+        """Of an observed server's knobs those that it may be started with, and these only where it
+        ``is_restarted`` by the service; of an engine of ours all."""
+        if engine.system is None:
+            return cls()
+        found = _server_fields(engine.system) if is_restarted else ()
+        kept = (*found, *(field for field in FIELDS if field.path == ("sla",)))
+        return cls(fields=_headed(kept), note="" if is_restarted else NO_RESTART)
+
+
+def _server_fields(system: str) -> tuple[Field, ...]:
+    """Words of its command, which take a restart."""
+    found = []
+    for field in FIELDS:
+        is_degree = field.path[0] == "plan"
+        if not is_degree and ".".join(field.path) not in RESTARTED:
+            continue
+        if is_degree and why_not(system, parse_plan(f"{field.path[1]}=2").plan) is not None:
+            continue
+        found.append(replace(field, hint="The server is restarted with it"))
+    return tuple(found)
+
+
+def _headed(fields: Sequence[Field]) -> tuple[Field, ...]:
+    """The same, each group under its heading although its first field may be left out."""
+    heading = {}
+    last = ""
+    for field in FIELDS:
+        last = field.begins or last
+        heading[field.path] = last
+    found, said = [], ""
+    for field in fields:
+        name = heading[field.path]
+        found.append(replace(field, begins="" if name == said else name))
+        said = name
+    return tuple(found)
+
+
 class PolicyEditor:
     """A form over the policy asked for. Writing needs scope ``apply``, here and at the service."""
 
-    def __init__(self, visit: Visit, policy: PolicyView) -> None:
+    def __init__(self, visit: Visit, policy: PolicyView, offer: Offer) -> None:
         self._visit = visit
+        self._offer = offer
         self._engine_id = policy.engine_id
         self._policy = policy
         self._inputs: dict[Field, ui.input] = {}
@@ -70,8 +126,10 @@ class PolicyEditor:
         self._about = Text("p", self._told(), "soft")
         if not may:
             note("This key has no scope 'apply': the policy can be read, not changed.")
+        if self._offer.note:
+            note(self._offer.note)
         with ui.element("div").classes("fields"):
-            for field in FIELDS:
+            for field in self._offer.fields:
                 if field.begins:
                     Text("h3", field.begins)
                 shown = hinted(ui.input(field.label, value=self._shown(field)), field.hint)

@@ -26,6 +26,7 @@ class Visit:
 
     context: AppContext
     scopes: frozenset[Scope]
+    key_id: str
     key_name: str
     key_scopes: tuple[str, ...]
     _keys: KeyCheck
@@ -39,6 +40,7 @@ class Visit:
         return cls(
             context=request.state.context,
             scopes=scopes_of(key),
+            key_id=key.id,
             key_name=key.name,
             key_scopes=tuple(key.scopes),
             _keys=request.state.keys,

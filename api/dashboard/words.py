@@ -88,6 +88,14 @@ ROLLOUT_REASONS: dict[str, str] = {
     RolloutReason.CANCELLED: "cancelled by hand",
     RolloutReason.IN_FORCE: "the engine runs it",
 }
+# What takes turns in a rollout.
+ARMS = {"candidate": "the candidate", "control": "what ran before"}
+# Who restarts an observed server.
+RESTARTERS = {
+    "hand": "you: the service cannot",
+    "hook": "its hook",
+    "command": "the service, by its command",
+}
 CLASSES = {
     "hot": "at the next step",
     "drain": "as running requests finish",

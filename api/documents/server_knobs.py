@@ -74,6 +74,8 @@ def check_settings(system: str, settings: Settings) -> None:
         raise PolicyError(f"/shift: {_no_such(system)}: its steps have one mode")
     if settings.order is not Order.FCFS:
         raise PolicyError(f"/scheduler: {_no_such(system)}: it has an order of its own")
+    if settings.admission is not None:
+        raise PolicyError(f"/admission: {_no_such(system)}: it lets in whatever comes")
     for name in ("max_step_ms", "max_queue"):
         if getattr(settings.caps, name) is not None:
             raise PolicyError(f"/caps/{name}: {_no_such(system)}: its flags have no word for it")

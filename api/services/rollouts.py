@@ -242,5 +242,6 @@ def _replay(uow: UnitOfWork, engine: EngineRow, asked: ReplayIn) -> Json | None:
         409,
         "no_step_times",
         "nothing is known to simulate the candidate with: name replay.hardware or "
-        "replay.cost_model_id, or skip it with replay.skip",
+        "replay.cost_model_id, or skip it with replay.skip (on a command line --hardware, "
+        "--cost-model or --skip-replay)",
     )

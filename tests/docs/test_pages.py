@@ -58,6 +58,13 @@ def test_a_how_to_is_one_screen_of_numbered_steps_that_end_in_a_check(page: Path
     assert re.search(r"^    (python -m pytest|gearshift) ", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_command_in_a_list_is_shown_as_one(page: Path) -> None:
+    markdown = pytest.importorskip("markdown")
+    shown = markdown.markdown(page.read_text(), extensions=["tables", "fenced_code"])
+    assert re.findall(r"<p>(?:[A-Z_]+=\S+ )*(?:gearshift|curl|python -m) .*", shown) == []
+
+
 def test_pages_that_code_cites_exist() -> None:
     cited = {
         name

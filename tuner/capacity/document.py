@@ -133,7 +133,7 @@ def capacity_lines(document: dict[str, Any]) -> list[str]:
     answer, sla = document["capacity"], document["sla"]
     if answer["load"] is None:
         if not document["rates"]:
-            return ["no probe came to its end in time: take longer"]
+            return ["no probe came to its end in time: take longer (--seconds)"]
         least = document["rates"][0]
         return [
             f"no load meets {sla}: it is missed at {load_text(least)} already, by {_by(answer)}"

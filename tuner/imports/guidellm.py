@@ -81,9 +81,7 @@ def read_report(document: dict[str, Any]) -> list[ImportedRun]:
 
 
 def _run(benchmark: _Benchmark, number: int) -> ImportedRun:
-    strategy = benchmark.config.get("strategy")
-    kind = strategy.get("type_") if isinstance(strategy, dict) else None
-    name = f"benchmark {number}: {kind or 'strategy not told'}"
+    name = f"benchmark {number}: {_strategy(benchmark.config.get('strategy'))}"
     done = benchmark.requests.successful
     if done and all(_first(r) is not None and r.info.timings.request_start for r in done):
         return _per_request(benchmark.requests, name)
@@ -106,6 +104,16 @@ def _run(benchmark: _Benchmark, number: int) -> ImportedRun:
         ids=ids,
         left_out=(NO_TPOT, NO_ITL),
     )
+
+
+def _strategy(told: Any) -> str:
+    """The kind of load and how much of it, by which the runs of a sweep are told apart."""
+    if not isinstance(told, dict) or not isinstance(kind := told.get("type_"), str):
+        return "strategy not told"
+    for word, unit in (("rate", "requests/s"), ("streams", "streams")):
+        if isinstance(most := told.get(word), int | float):
+            return f"{kind}, {most:g} {unit}"
+    return kind
 
 
 def _distribution(metric: Any, factor: float) -> dict[str, float] | None:

@@ -16,8 +16,9 @@ from engine.spec.measurement import (
     Outcome,
     RequestTiming,
 )
+from policies.attainment import judge
 from policies.constraint import Metric
-from policies.report import measurement_json
+from policies.report import measurement_json, sla_json
 from policies.sla import Sla
 from tuner.spec.errors import TunerError
 from tuner.workload.bounds import MAX_LENGTH_TOKENS
@@ -39,6 +40,17 @@ class Tool(StrEnum):
     VLLM_BENCH = "vllm bench serve"
     GUIDELLM = "GuideLLM"
     AIPERF = "AIPerf"
+
+    @property
+    def every_request(self) -> str:
+        """How it is had to tell of every request."""
+        match self:
+            case Tool.VLLM_BENCH:
+                return "run it with --save-detailed"
+            case Tool.GUIDELLM:
+                return "have its benchmarks.json list the requests"
+            case Tool.AIPERF:
+                return "import its profile_export.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +89,18 @@ class ImportedRun:
             document = measurement_json(self.measurement, self._judgeable(sla))
             if not self.has_itl:
                 document["metrics"]["itl_ms"] = None
-            return {**origin, **document, "metric_ids": {**IDS, **self.ids}}
+            judged = None if sla is None else sla_json(sla, judge(sla, self.measurement))
+            return {**origin, **document, "sla": judged, "metric_ids": {**IDS, **self.ids}}
         if sla is not None:
             raise ImportFileError(
                 f"{self.tool}, {self.name}: an SLA is judged request by request, and this file has "
-                "a summary only; leave out --sla, or have the tool write every request"
+                f"a summary only; leave out --sla, or {self.tool.every_request}"
             )
         return {
             **origin,
             "fidelity": Fidelity.MEASURED.value,
             "metrics": dict(self.summary),
+            "sla": None,
             "requests": {outcome.value: self.counts.get(outcome, 0) for outcome in Outcome},
             "metric_ids": {name: {**IDS, **self.ids}[name] for name in self.summary},
         }

@@ -22,7 +22,7 @@ from engine.spec.errors import EngineError
 from engine.spec.measurement import Outcome
 from engine.spec.settings import Settings
 from tuner.load.targets import Ending, OnDone, OnToken, spread_stamps
-from tuner.load.urls import full_url, is_secure
+from tuner.load.urls import full_url, is_secure, key_headers
 from tuner.spec.errors import LoadError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -62,12 +62,13 @@ def get_served_model(url: str, *, api_key: str | None = None) -> ServedModel:
     """The model that the server at ``url`` serves.
 
     Raises:
-        LoadError: nothing answers there, or not as an OpenAI-compatible server.
+        LoadError: nothing answers there, or not as an OpenAI-compatible server; or it asks for
+            another key.
     """
     try:
         answer = httpx.get(
             f"{base_url(url)}/models",
-            headers=_headers(api_key),
+            headers=key_headers(api_key),
             timeout=CONNECT_TIMEOUT_S,
             verify=is_secure(base_url(url)),
         )
@@ -79,17 +80,30 @@ def get_served_model(url: str, *, api_key: str | None = None) -> ServedModel:
             paced_as=answer.headers.get(PACED_HEADER),
             owner=str(card.get("owned_by") or ""),
         )
+    except httpx.HTTPStatusError as error:
+        raise LoadError(f"{url}: {_refusal(error.response, api_key)}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise LoadError(f"{url}: no answer to GET /v1/models ({error})") from error
     except (ValueError, LookupError, TypeError) as error:
         raise LoadError(f"{url}: GET /v1/models lists no model; is it the right server?") from error
 
 
+def _refusal(answer: httpx.Response, api_key: str | None) -> str:
+    """Why ``/v1/models`` was not told, with the way out."""
+    said = f"GET /v1/models is answered by {answer.status_code} {answer.reason_phrase}"
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        lacks = "the key that was given is not its" if api_key else "it asks for a key"
+        return f"{said}: {lacks}; give its key by GEARSHIFT_ENGINE_KEY or --api-key-file FILE"
+    return f"{said}; is it the right server?"
+
+
 def find_settings(url: str, *, api_key: str | None = None) -> Settings | None:
     """The settings that an engine of ours runs with; None: another server, or it does not tell."""
     try:
         answer = httpx.get(
-            f"{base_url(url)}/engine/policy", headers=_headers(api_key), timeout=CONNECT_TIMEOUT_S
+            f"{base_url(url)}/engine/policy",
+            headers=key_headers(api_key),
+            timeout=CONNECT_TIMEOUT_S,
         )
         answer.raise_for_status()
         document = answer.json()
@@ -190,7 +204,7 @@ class HttpTarget:
             "verify": httpx.create_ssl_context() if is_secure(self._url) else False,
             "timeout": httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             "limits": httpx.Limits(max_connections=None, keepalive_expiry=REST_S),
-            "headers": {"Content-Type": "application/json", **_headers(api_key)},
+            "headers": {"Content-Type": "application/json", **key_headers(api_key)},
         }
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="http-load")
@@ -247,7 +261,10 @@ class HttpTarget:
         """See ``tuner.load.targets.LoadTarget``: what an engine of ours tells in ``/metrics``."""
         url = f"{self._url.removesuffix('/v1/completions')}/metrics"
         try:
-            answer = httpx.get(url, timeout=CONNECT_TIMEOUT_S, verify=is_secure(url))
+            headers = self._options["headers"]
+            answer = httpx.get(
+                url, headers=headers, timeout=CONNECT_TIMEOUT_S, verify=is_secure(url)
+            )
             text = answer.raise_for_status().text
             families = list(text_string_to_metric_families(text))
         except (httpx.HTTPError, ValueError):  # another kind of server, with other metrics
@@ -336,7 +353,3 @@ def _num_tokens(choice: _Choice) -> int:
 
 def _error_text(error: Any) -> str:
     return str(error.get("message", error)) if isinstance(error, dict) else str(error)
-
-
-def _headers(api_key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {api_key}"} if api_key else {}

@@ -1,4 +1,4 @@
-"""Addresses of servers as people write them."""
+"""Addresses of servers as people write them, and what speaking with them takes."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def is_secure(url: str) -> bool:
     """Whether certificates must be loaded to speak with ``url``, which takes tens of milliseconds
     of a processor for each client."""
     return url.startswith("https://")
+
+
+def key_headers(api_key: str | None) -> dict[str, str]:
+    """What a request to a server carries that asks for a key; None, or an empty one: nothing."""
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}

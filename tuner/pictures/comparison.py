@@ -6,7 +6,7 @@ import math
 from statistics import fmean
 from typing import Any
 
-from policies.numbers import short
+from policies.numbers import counted, short
 from policies.paired import Change
 from policies.sla import Sla
 from tuner.pictures.picture import (
@@ -28,7 +28,7 @@ WORDS = {"static": "static plans", "shift": "plans that shift", "bound": "bound 
 def comparison_picture(document: dict[str, Any]) -> Picture:
     """All metrics that are compared."""
     return Picture(
-        title=f"comparison on {document['num_devices']} devices",
+        title=f"comparison on {counted(document['num_devices'], 'device')}",
         facts=tuple(document["title"].split("; ", 2)),
         panels=comparison_panels(document),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
 from policies.constraint import Metric
+from policies.numbers import counted
 from policies.points import OperatingPoint, estimates_from_json
 from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
@@ -101,7 +102,7 @@ def _picture(found: _Found) -> Picture:
         answer = f"recommended is {found.chosen.settings}"
     return Picture(
         title=f"tune of {spec.model_dir} on {spec.hardware}: {answer}",
-        facts=(*found.facts, f"at most {spec.num_devices} devices"),
+        facts=(*found.facts, f"at most {counted(spec.num_devices, 'device')}"),
         panels=(
             _latency_panel(found, sla),
             _chance_panel(found.trials),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 
 from policies.constraint import Constraint, Metric
-from policies.numbers import short, short_beside
+from policies.numbers import counted, short, short_beside
 from policies.points import Estimate, OperatingPoint
 from policies.sla import Sla
 from policies.verdict import MIN_CHANCE, is_dependable, meets_in_run
@@ -84,7 +84,7 @@ def texts_of(point: OperatingPoint, sla: Sla) -> tuple[str, ...]:
     chance = f"{point.probability(sla):.2f}" if _is_known(point) else "unknown, no interval"
     lines = [
         str(point.settings),
-        f"{point.cost_devices} devices, {plan.dp} replicas, {point.fidelity}",
+        f"{counted(point.cost_devices, 'device')}, {counted(plan.dp, 'replica')}, {point.fidelity}",
         f"P(SLA met) {chance}",
     ]
     for constraint in sla.per_run:

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
-from policies.numbers import short
+from policies.numbers import counted, short
 from policies.points import Estimate, OperatingPoint, estimates_from_json
 from policies.sla import Sla
 from tuner.report.points import point_sections
@@ -100,7 +100,7 @@ def ways_sections(found: dict[str, Any]) -> Iterator[Section]:
         value = load["concurrency"] if load["concurrency"] is not None else load["rate_rps"]
         lines.append(f"highest load within the SLA here: {short(float(value))} {name}")
     if (devices := found.get("enough_devices")) is not None:
-        lines.append(f"the load as asked needs {devices['num_devices']} devices")
+        lines.append(f"the load as asked needs {counted(devices['num_devices'], 'device')}")
     rows = tuple(
         (way["constraint"], way["relaxed"], way["price"], way.get("reason"))
         for way in found["relaxations"]

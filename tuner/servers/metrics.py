@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tuner.load.urls import is_secure
+from tuner.load.urls import is_secure, key_headers
 
 TIMEOUT_S = 10.0
 # Words of ours for counters of theirs.
@@ -32,13 +32,18 @@ CACHE_LABELS = ("block_size", "num_gpu_blocks", "num_cpu_blocks")
 Samples = Mapping[str, float]
 
 
-def read_samples(url: str) -> tuple[Samples, dict[str, str]]:
+def read_samples(url: str, *, api_key: str | None = None) -> tuple[Samples, dict[str, str]]:
     """Every sample of ``url/metrics`` by name, summed over labels, and labels of its KV cache.
 
     Empty where the server has no such page: what it counts is told, never relied on.
     """
     try:
-        answer = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S, verify=is_secure(url))
+        answer = httpx.get(
+            f"{url}/metrics",
+            headers=key_headers(api_key),
+            timeout=TIMEOUT_S,
+            verify=is_secure(url),
+        )
         text = answer.raise_for_status().text
         families = list(text_string_to_metric_families(text))
     except (httpx.HTTPError, ValueError):

@@ -19,9 +19,9 @@ from tuner.described.profiled import node_of
 from tuner.described.server_profile import Checked, ProfiledPlan, ServerProfile
 from tuner.load.driver import run_load
 from tuner.load.http_target import HttpTarget, get_served_model
-from tuner.load.urls import full_url, is_secure
+from tuner.load.urls import full_url, is_secure, key_headers
 from tuner.servers.command import DEFAULT_START_TIMEOUT_S, ServerCommand
-from tuner.servers.metrics import read_samples
+from tuner.servers.metrics import Samples, read_samples
 from tuner.servers.probes import (
     PREFILL_S,
     Counted,
@@ -57,7 +57,8 @@ OnEvent = Callable[[str], None]
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What of a running server at ``url`` is profiled: it serves ``model`` under ``plan`` with
-    ``caps``, which only whoever started it knows, for about ``seconds``."""
+    ``caps``, which only whoever started it knows, for about ``seconds``. ``api_key``: what it asks
+    of its callers, if anything."""
 
     url: str
     system: str
@@ -67,6 +68,7 @@ class Asked:
     caps: Caps
     seconds: float
     seed: int = 0
+    api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         plan = self.plan
@@ -151,10 +153,10 @@ class _Server:
     def __post_init__(self) -> None:
         model = self.asked.model
         self.url = full_url(self.asked.url).removesuffix("/v1")
-        served = get_served_model(self.url)
+        served = get_served_model(self.url, api_key=self.asked.api_key)
         self.name = served.name
         self.max_model_len = min(served.max_model_len or model.max_positions, model.max_positions)
-        _, cache = read_samples(self.url)
+        _, cache = self._samples()
         blocks, size = cache.get("num_gpu_blocks", ""), cache.get("block_size", "")
         if blocks.isdecimal() and size.isdecimal():
             self.kv_blocks, self.block_size = int(blocks), int(size)
@@ -164,16 +166,24 @@ class _Server:
         """As vLLM tells it; None: it does not."""
         url = f"{self.url}/version"
         try:
-            answer = httpx.get(url, timeout=VERSION_TIMEOUT_S, verify=is_secure(url))
+            answer = httpx.get(
+                url,
+                headers=key_headers(self.asked.api_key),
+                timeout=VERSION_TIMEOUT_S,
+                verify=is_secure(url),
+            )
             return str(answer.raise_for_status().json()["version"])
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError):
             return None
 
+    def _samples(self) -> tuple[Samples, dict[str, str]]:
+        return read_samples(self.url, api_key=self.asked.api_key)
+
     def ask(self, workload: Workload) -> tuple[Measurement, Counted]:
         """Run a workload. Each run has prompts of its own, so that none finds another's."""
         self._num_runs += 1
-        before, _ = read_samples(self.url)
-        with HttpTarget(self.url, self.name) as target:
+        before, _ = self._samples()
+        with HttpTarget(self.url, self.name, api_key=self.asked.api_key) as target:
             run = run_load(
                 workload,
                 target,
@@ -181,7 +191,7 @@ class _Server:
                 timeout_s=TIMEOUT_S,
                 vocab_size=self.asked.model.vocab_size,
             )
-        after, _ = read_samples(self.url)
+        after, _ = self._samples()
         count = after.get(f"{PREFILL_S}_count", 0.0) - before.get(f"{PREFILL_S}_count", 0.0)
         if count <= 0:
             return run, Counted(prefill_s=None)

@@ -11,6 +11,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.rungs import Thresholds
 from engine.spec.settings import Caps, Order, Settings
+from policies.numbers import counted
 from tuner.spec.errors import TunerError
 
 THRESHOLDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -96,7 +97,8 @@ def build_space(
     if not feasible:
         detail = "; ".join(f"{p.plan}: {p.reasons[0]}" for p in pruned[:4])
         up_to = "up to " if least_devices == 1 else ""
-        raise TunerError(f"no plan on {up_to}{num_devices} devices can run this model: {detail}")
+        devices = counted(num_devices, "device")
+        raise TunerError(f"no plan on {up_to}{devices} can run this model: {detail}")
     limit = max(BATCHED_TOKENS[0], min(max_model_len * 4, BATCHED_TOKENS[-1]))
     return Space(
         plans=tuple(feasible),

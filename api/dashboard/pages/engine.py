@@ -26,7 +26,7 @@ from api.dashboard.layout import (
     table,
 )
 from api.dashboard.observed import Outside, OutsideCard, OutsideReader
-from api.dashboard.policy_editor import PolicyEditor
+from api.dashboard.policy_editor import Offer, PolicyEditor
 from api.dashboard.proposal import read_policy
 from api.dashboard.replicas import Replicas, settings_in_force
 from api.dashboard.visit import Visit
@@ -105,7 +105,7 @@ async def show(request: Request, engine_id: str) -> None:
         with card("What the controller decided"):
             decisions = table(DECISIONS, _decisions(seen), none=NO_DECISION, page=8)
         with card("Policy"):
-            editor = PolicyEditor(visit, policy)
+            editor = PolicyEditor(visit, policy, _offer(seen))
         with card("Versions of the policy"):
             versions = table(VERSIONS, _versions(seen), page=8)
             back = GoBack(visit, engine_id)
@@ -159,6 +159,12 @@ def _rollout_of(uow: UnitOfWork, engine_id: str) -> str | None:
     """The rollout that is on its way there."""
     found = uow.rollouts.find_under_way(engine_id)
     return None if found is None else found.id
+
+
+def _offer(seen: Seen) -> Offer:
+    outside = seen.outside
+    is_restarted = outside is not None and outside.seen.restarts is not None
+    return Offer.of(seen.found.engine, is_restarted=is_restarted)
 
 
 class _Head:

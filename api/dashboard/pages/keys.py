@@ -1,4 +1,4 @@
-"""``/keys``: who may call this service, and a new key."""
+"""``/keys``: who may call this service; a new key, one in place of another, and one the less."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from api.dashboard.layout import (
     table,
 )
 from api.dashboard.visit import Visit
-from api.schemas.access import ApiKeyCreate, Scope
+from api.schemas.access import MAX_OVERLAP_S, ApiKeyCreate, ApiKeyRotate, Scope
 from api.services import keys
 from api.web.auth import Caller
 from store import UnitOfWork
@@ -33,6 +33,9 @@ COLUMNS = (
     ("name", "Name"), ("begins", "Begins with"), ("scopes", "May"), ("state", "State"),
     ("used", "Last used"), ("ends", "Ends"), ("made", "Made"),
 )  # fmt: skip
+HOUR_S = 3600
+DAY_H = 24
+MOST_H = MAX_OVERLAP_S // HOUR_S
 MAY = {
     Scope.READ: "read: see everything but keys and audit",
     Scope.TUNE: "tune: start and cancel tuning jobs, upload workloads",
@@ -52,7 +55,7 @@ async def show(request: Request) -> None:
 
 
 class _Keys:
-    """The list, a form for a new one, and taking one away."""
+    """The list, a form for a new one, and replacing or revoking one that there is."""
 
     def __init__(self, visit: Visit, found: list[ApiKey]) -> None:
         self._visit = visit
@@ -72,11 +75,20 @@ class _Keys:
             with ui.element("div").classes("row"):
                 button("Make the key", self._make, "go")
             self._made = ui.element("div").props('aria-live="polite"')
-        with card("Revoke a key"):
-            self._which = ui.select(_valid(found), label="Key").classes("w-full")
-            self._which.style("max-width:30rem")
+        with card("Rotate or revoke a key"):
+            with ui.element("div").classes("fields"):
+                self._which = ui.select(_valid(found), label="Key").props("stack-label")
+                self._hours = ui.number(
+                    "The old key opens still, hours",
+                    value=DAY_H,
+                    min=0,
+                    max=MOST_H,
+                )
+                self._hours.props('stack-label hint="When rotated; whoever uses it changes over"')
             with ui.element("div").classes("row"):
-                button("Revoke", self._ask, "risk")
+                button("Rotate ...", self._ask_to_rotate, "go")
+                button("Revoke ...", self._ask_to_revoke, "risk")
+            self._rotated = ui.element("div").props('aria-live="polite"')
 
     async def _make(self) -> None:
         name, days = str(self._name.value or "").strip(), self._days.value
@@ -91,17 +103,51 @@ class _Keys:
         secret = await self._visit.act(
             Scope.ADMIN, lambda uow, caller: keys.create(uow, body, caller=caller)[1]
         )
-        with self._made:
-            note("It is shown only now: keep it where secrets are kept.", "good")
-            copied(secret, "the new key")
+        _show_once(self._made, secret)
         await self._refresh()
 
-    async def _ask(self) -> None:
-        key_id = self._which.value
-        if not key_id:
-            ui.notify("choose a key first")
+    async def _chosen(self) -> tuple[str, str] | None:
+        """The key chosen and what it is called; None: none is, which is told."""
+        self._rotated.clear()
+        if not self._which.value:
+            with self._rotated:
+                note("Choose a key first.", "bad")
+            return None
+        key_id = str(self._which.value)
+        return key_id, _valid(await self._visit.read(_read)).get(key_id, key_id)
+
+    async def _ask_to_rotate(self) -> None:
+        chosen = await self._chosen()
+        if chosen is None:
             return
-        name = _valid(await self._visit.read(_read)).get(key_id, key_id)
+        (key_id, name), hours = chosen, self._hours.value
+        if hours is None or not 0 <= hours <= MOST_H:
+            with self._rotated:
+                note(f"Hours: from 0 to {MOST_H}.", "bad")
+            return
+        if not hours and key_id == self._visit.key_id:
+            # The page would be closed before the new secret is seen.
+            with self._rotated:
+                note("This page is open by that very key: give it some hours more.", "bad")
+            return
+        until = f"opens for {hours:g} h more" if hours else "is refused at once"
+        if await confirm(f"Make a key in place of {name}? The old one {until}.",
+                         yes="Rotate it", no="Keep it", kind="go"):  # fmt: skip
+            await guarded(lambda: self._rotate(key_id, round(hours * HOUR_S)))
+
+    async def _rotate(self, key_id: str, overlap_s: int) -> None:
+        body = ApiKeyRotate(overlap_s=overlap_s)
+        secret = await self._visit.act(
+            Scope.ADMIN, lambda uow, caller: keys.rotate(uow, key_id, body, caller=caller)[1]
+        )
+        _show_once(self._rotated, secret)
+        await self._refresh()
+
+    async def _ask_to_revoke(self) -> None:
+        chosen = await self._chosen()
+        if chosen is None:
+            return
+        key_id, name = chosen
         if await confirm(f"Revoke {name}? Whoever uses it is refused at once.",
                          yes="Revoke it", no="Keep it"):  # fmt: skip
             await guarded(lambda: self._revoke(key_id))
@@ -117,6 +163,12 @@ class _Keys:
         found = await self._visit.read(_read)
         self._table.show_rows([_row(key) for key in found])
         self._which.set_options(_valid(found), value=None)
+
+
+def _show_once(place: ui.element, secret: str) -> None:
+    with place:
+        note("It is shown only now: keep it where secrets are kept.", "good")
+        copied(secret, "the new key")
 
 
 def _read(uow: UnitOfWork) -> list[ApiKey]:

@@ -132,7 +132,8 @@ class _Form:
         Text(
             "p",
             "Also find what rate each plan carries within the SLA: what a controller needs that "
-            "adds and drains replicas. Takes some ten times as long.",
+            "adds and drains replicas. Takes some ten times as long; where trials run live, each "
+            "plan of it is also driven for a minute.",
             "soft",
         )
         with ui.element("div").classes("row").style("margin-top:1rem"):

@@ -46,7 +46,7 @@ FACTS = (
     "SLA attainment: before",
     "Difference",
     "Pairs counted / set aside",
-    "Exposed",
+    "The candidate has served",
     "Counts as worse",
     "Begun",
     "Ended",
@@ -163,7 +163,7 @@ def _facts(known: Known) -> list[str]:
     else:
         effect = canary.effect
         numbers = [
-            canary.arm or words.NONE,
+            words.ARMS.get(canary.arm or "", words.NONE),
             words.share(canary.candidate_attainment),
             words.share(canary.control_attainment),
             words.NONE

@@ -23,7 +23,7 @@ class Place:
         """Valid words of a command: it would end by working, or by what is not there."""
         model, port = str(self.model), str(self.taken_port)
         tuned = (*DESCRIBED, "--sla", "p95_ttft_ms<=5000")
-        service = ("--service", "http://127.0.0.1:9", "--service-key", "k")
+        service = ("--service", "http://127.0.0.1:9")
         return {
             "model create": (str(self.folder / "new"),),
             "generate": ("--model", model, "--prompt", "x", "--max-tokens", "2"),

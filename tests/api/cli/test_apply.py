@@ -135,15 +135,16 @@ def test_a_report_is_applied_to_a_running_engine_and_a_dry_run_changes_nothing(
 
 
 def test_caps_that_an_engine_was_not_started_for_are_refused_with_the_way_out(
-    run: Run, tiny_dir: Path, reports: Reports
+    run: Run, tiny_dir: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document = json.loads(reports.plan.read_text())
     document["best"]["cheapest"]["settings"]["caps"]["max_num_seqs"] = 100_000
     reports.plan.write_text(json.dumps(document))
     with serving("--model", tiny_dir, *PACED, "--api-key", "k") as served:
         url = served.ready["url"]
-        refused = run("apply", reports.plan, "--engine", url, "--api-key", "k")
         locked = run("apply", reports.plan, "--engine", url)
+        monkeypatch.setenv("GEARSHIFT_ENGINE_KEY", "k")
+        refused = run("apply", reports.plan, "--engine", url)
     assert (refused.exit_code, locked.exit_code) == (2, 2)
     assert "restart it with a wider envelope" in refused.stderr
     assert "401" in locked.stderr
@@ -169,7 +170,7 @@ def test_a_recommendation_is_applied_through_the_control_plane(
         answer = json.loads(done.stdout)
         assert answer["settings"] == str(CALM)
         assert answer["version"] == 2
-        assert "--service-key" in run(*words).stderr
+        assert "GEARSHIFT_CONTROL_KEY" in run(*words).stderr
         assert "401" in run(*words, "--service-key", "wrong").stderr
         gone = run("apply", "rec_none", *keyed[2:])
         assert (gone.exit_code, "404" in gone.stderr) == (2, True)

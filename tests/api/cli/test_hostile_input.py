@@ -29,7 +29,8 @@ HOSTILE = {
     str: ("%%nonsense%%", NO_TEXT),
 }
 # Any text will do for these.
-FREE_TEXT = {"prompt", "name", "served_model_name", "api_key", "control_key", "knob_key"}
+KEYS = {"api_key", "control_key", "knob_key", "service_key"}
+FREE_TEXT = {"prompt", "name", "served_model_name", *KEYS}
 # Nothing of these commands' numbers can be too far off to mean something.
 MEANT = {("bench", "model"), ("bench", "timeout_s"), ("tune", "timeout_s")}
 # How commands end that were given nothing wrong, before they would begin to work.
@@ -48,8 +49,10 @@ def place(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written by mistake lands in the test's own folder, and so does the database."""
+    """What is written by mistake lands in the test's own folder, and so does the database. A key
+    in an option would be a warning."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEARSHIFT_CONTROL_KEY", "k")
     monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path / "data"))
 
 

@@ -80,6 +80,11 @@ def test_a_rotated_key_is_replaced_by_one_of_the_same_scopes(keys: Run) -> None:
     assert (new["replaces"], new["scopes"]) == (old["id"], ["admin"])
     assert new["secret"] != old["secret"]
     assert "expired" in keys("list").stdout
+    newer = keys("rotate", new["id"], "--overlap-s", 3600).stdout.splitlines()
+    assert newer[1].startswith(f"in place of {new['id']} (ops), valid until 2")
+    assert newer[1].endswith(" UTC")
+    assert keys("revoke", new["id"]).exit_code == 0
+    new = {"id": newer[0].split()[1].rstrip(",")}
     assert keys("revoke", new["id"]).exit_code == 2  # the last one that may do everything
     assert keys("rotate", old["id"]).exit_code == 2
 

@@ -32,7 +32,7 @@ def test_plan_prints_the_best_three_what_else_is_feasible_and_how_to_start_them(
         "P(SLA met)",
     ):
         assert text in done.stdout
-    assert "plans are none that vllm can run" in done.stdout
+    assert "left out, which vllm cannot run" in done.stdout
     assert "has no sequence parallelism" not in done.stdout
     assert "90 % interval" in done.stderr
     _, heading, rehearsal = done.stdout.partition("to rehearse without the hardware")

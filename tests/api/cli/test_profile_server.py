@@ -20,6 +20,7 @@ from tuner.servers.process import ServerProcess, free_port
 PREFIX = shlex.join([sys.executable, stand_in.__file__])
 LOAD = ("--workload", "poisson:rate=20,requests=40,input=8,output=4")
 SLA = ("--sla", "p95_ttft_ms<=5000")
+KEY = "sk-5e8Rv3"
 
 
 @pytest.fixture
@@ -123,6 +124,80 @@ def test_a_server_of_no_known_kind_is_asked_for_by_name(
     done = run("profile", "--url", served, "--model", tiny_dir, "--out", tmp_path / "p.json")
     assert done.exit_code == 2, done.output
     assert f"that server {says}; name what serves: --engine vllm, sglang" in done.stderr
+
+
+@pytest.fixture
+def guarded(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a stand-in whose API and metrics are for whoever has the key."""
+    for name in ("STAND_IN_KEY", "STAND_IN_TOKEN"):
+        monkeypatch.setenv(name, KEY)
+    port = free_port()
+    words = [sys.executable, stand_in.__file__, "--model", str(tiny_dir), "--port", str(port)]
+    with ServerProcess(words) as process:
+        url = f"http://127.0.0.1:{port}"
+        process.wait_healthy(f"{url}/health", timeout_s=30, should_stop=lambda: False)
+        yield url
+
+
+@pytest.mark.parametrize("way", ["variable", "file", "option"])
+def test_a_server_with_a_key_is_profiled_and_only_an_option_shows_it(
+    run: Run,
+    guarded: str,
+    tiny_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    given: tuple[object, ...] = ()
+    match way:
+        case "variable":
+            monkeypatch.setenv("GEARSHIFT_ENGINE_KEY", KEY)
+        case "file":
+            given = ("--api-key-file", tmp_path / "key")
+        case _:
+            given = ("--api-key", KEY)
+    out = tmp_path / "server.json"
+    done = run(
+        "profile", "--url", guarded, "--model", tiny_dir, "--max-num-seqs", 4, "--seconds", 1,
+        "--out", out, *given,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text())["plans"][0]["kv_blocks"] == 99, "of its guarded metrics"
+    assert KEY not in done.output + out.read_text()
+    warning = "warning: --api-key shows in the list of processes; give the key by GEARSHIFT_ENGINE"
+    assert (warning in done.stderr) is (way == "option")
+
+
+@pytest.mark.parametrize("key", [None, "another"])
+@pytest.mark.parametrize("command", ["profile", "bench", "capacity"])
+def test_whoever_lacks_the_key_is_told_how_to_give_it(
+    run: Run, guarded: str, tiny_dir: Path, tmp_path: Path, command: str, key: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if key is not None:
+        monkeypatch.setenv("GEARSHIFT_ENGINE_KEY", key)
+    words = {
+        "profile": ("--model", tiny_dir, "--out", tmp_path / "p.json"),
+        "bench": LOAD,
+        "capacity": (*LOAD, *SLA),
+    }[command]
+    done = run(command, "--url", guarded, *words)
+    assert done.exit_code == 2, done.output
+    assert ("it asks for a key" if key is None else "the key that was given is not") in done.stderr
+    assert "GEARSHIFT_ENGINE_KEY or --api-key-file FILE" in done.stderr
+
+
+@pytest.mark.parametrize(("text", "fault"), [("", "is empty"), ("zwei Wörter", "no key, which is")])
+def test_a_file_without_a_key_is_told_before_any_work(
+    run: Run, tmp_path: Path, text: str, fault: str
+) -> None:
+    (tmp_path / "key").write_text(text)
+    done = run("bench", "--url", "x:9", *LOAD, "--api-key-file", tmp_path / "key")
+    assert done.exit_code == 2
+    assert f"--api-key-file {tmp_path / 'key'}" in done.stderr
+    assert fault in done.stderr
+    assert "Wörter" not in done.stderr
 
 
 @pytest.mark.parametrize(

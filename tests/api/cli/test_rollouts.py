@@ -37,6 +37,7 @@ def test_a_rollout_is_started_listed_shown_and_cancelled_over_http(
         begin = ("start", PATCH, "--engine", engine_id)
         refused = run(*begin)
         assert (refused.exit_code, "name replay.hardware" in refused.stderr) == (2, True)
+        assert "on a command line --hardware, --cost-model or --skip-replay" in refused.stderr
         done = run(*begin, "--skip-replay", "--slice-s", "10", "--json")
         assert done.exit_code == 0, done.output
         rollout = json.loads(done.stdout)

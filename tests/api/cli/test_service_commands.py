@@ -71,8 +71,11 @@ def test_a_job_is_queued_looked_at_followed_and_removed(operator: Operator) -> N
     load = ("--workload", "poisson:rate=4,input=64,output=8,seconds=5")
     missing = operator.types("jobs", "create", *words)
     assert (missing.exit_code, "--workload: needed" in missing.stderr) == (2, True)
-    job = operator.told("jobs", "create", *words, *load, "--objective", "cost")
+    table = ("--capacity-table", "--capacity-seconds", 5, "--budget", "device_minutes=3")
+    job = operator.told("jobs", "create", *words, *load, "--objective", "cost", *table)
     assert (job["state"], job["spec"]["options"]["objective"]) == ("queued", "cost")
+    options = ("capacity_table", "capacity_seconds", "budget")
+    assert [job["spec"]["options"][name] for name in options] == [True, 5.0, "device_minutes=3"]
     assert job["id"] in operator.reads("jobs", "list", "--state", "queued")
     assert operator.told("jobs", "list", "--state", "failed") == {"jobs": []}
     assert "0/12 trials" in operator.reads("jobs", "show", job["id"])
@@ -123,6 +126,8 @@ def test_a_recommendation_is_listed_and_shown_with_its_schedule(
 
 def test_a_policy_is_changed_compared_and_rolled_back(operator: Operator, engine_id: str) -> None:
     patch = '{"caps": {"max_num_seqs": 96}, "sla": "p95_ttft_ms<=500"}'
+    alone = operator.types("policies", "diff", "chat")
+    assert (alone.exit_code, "no two versions of its policy yet" in alone.stderr) == (2, True)
     dry = operator.reads("policies", "apply", "chat", patch, "--dry-run")
     assert "caps.max_num_seqs: 64 -> 96 (hot)" in dry
     assert "dry run: nothing was changed" in dry
@@ -135,10 +140,15 @@ def test_a_policy_is_changed_compared_and_rolled_back(operator: Operator, engine
     differs = operator.told("policies", "diff", "chat")
     assert {"knob": "caps.max_num_seqs", "from": 64, "to": 96} in differs["changes"]
     assert "version 1 -> 2: evening" in operator.reads("policies", "diff", "chat", "--from", 1)
-    assert "policy version 3" in operator.reads("policies", "rollback", "chat", "--version", 1)
+    back = operator.reads("policies", "rollback", "chat", "--version", 1)
+    assert f"policy version 3; 'gearshift policies show {engine_id}' says when" in back
     assert "from 1 to 256" in operator.reads("policies", "knobs", "chat")
     for words, message in (
         (("diff", "chat", "--to", 9), "version 9: there are 1 to 3"),
+        (
+            ("diff", "chat", "--to", 1),
+            "version 1 is the first: compare it with a later one, --to 3",
+        ),
         (("apply", "chat", "{caps}"), "no JSON"),
         (("apply", "chat", '{"cap": 1}'), "/cap: unknown knob"),
         (("show", "chatt"), "(did you mean 'chat'?)"),

@@ -128,10 +128,16 @@ def test_a_result_of_another_tool_is_imported(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(DETAILED))
     out = tmp_path / "runs.json"
     done = run("import", tmp_path / "a.json", "--sla", "p95_ttft_ms<=500", "--out", out)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, "a request failed, so its p95 is infinite"
     assert "ttft.sent.v1" in done.stdout
+    assert "SLA p95_ttft_ms<=500: missed: p95_ttft_ms<=500" in done.stdout
+    assert "attainment 0.6667, goodput" in done.stdout
     (found,) = json.loads(out.read_text())["runs"]
     assert found["metrics"]["attainment"] == pytest.approx(2 / 3)
+    assert found["sla"]["is_met"] is False
+    met = run("import", tmp_path / "a.json", "--sla", "p50_ttft_ms<=500")
+    assert (met.exit_code, "SLA p50_ttft_ms<=500: met" in met.stdout) == (0, True)
+    assert run("import", tmp_path / "a.json").exit_code == 0, "nothing was promised"
     assert run("import", tmp_path / "none.json").exit_code == 2
 
 

@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +20,9 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
     CHROMIUM is None, reason="needs chromium: apt-get install chromium"
 )
 SLOW_MS = 30_000
+# Where pictures of the pages are wanted, if they are.
 SCREENSHOTS = os.environ.get("GEARSHIFT_SCREENSHOTS")
+TALL = 1180
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,11 @@ class World:
         answer = self.rest.post("/v1/api-keys", json={"name": "guest", "scopes": list(scopes)})
         return answer.json()["id"], answer.json()["secret"]
 
+    def key(self, key_id: str) -> dict[str, Any]:
+        """A key as the service lists it."""
+        found = self.rest.get("/v1/api-keys", params={"limit": 500}).json()
+        return next(key for key in found if key["id"] == key_id)
+
 
 def log_in(visit: BrowserContext, secret: str = ADMIN) -> Page:
     """The fleet's page after the login."""
@@ -58,15 +66,17 @@ def log_in(visit: BrowserContext, secret: str = ADMIN) -> Page:
     return page
 
 
+def take(page: Page, name: str, *, is_whole: bool = False) -> None:
+    """A picture, where they are wanted: of the top of the page, or of all of it."""
+    if SCREENSHOTS is None:
+        return
+    if not is_whole and page.viewport_size is not None:
+        page.set_viewport_size({"width": page.viewport_size["width"], "height": TALL})
+    page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=is_whole)
+
+
 def go(page: Page, path: str) -> None:
     """Open a page and wait until it hears what is typed."""
     page.goto(path)
     page.wait_for_function("() => window.did_handshake")
     expect(page.get_by_role("heading", level=1)).to_be_visible()
-
-
-def take(page: Page, name: str) -> None:
-    """A picture for the documents, where they are wanted."""
-    if SCREENSHOTS is not None:
-        page.set_viewport_size({"width": page.viewport_size["width"], "height": 1180})
-        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 from engine.models.create import create_model
 from tests.api.cli.served import serving
@@ -68,3 +68,23 @@ def browser() -> Iterator[Browser]:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield found
         found.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, world: World) -> Iterator[BrowserContext]:
+    """A fresh browser; whatever it loads must come from the service."""
+    context = browser.new_context(base_url=world.url, viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(SLOW_MS)
+    elsewhere: list[str] = []
+    socket = world.url.replace("http", "ws", 1)
+    context.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((world.url, socket, "data:", "blob:"))
+            else elsewhere.append(request.url)
+        ),
+    )
+    yield context
+    context.close()
+    assert elsewhere == []

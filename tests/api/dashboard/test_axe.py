@@ -1,7 +1,8 @@
-"""Every page looked at by axe-core, in both colours: nothing that keeps people out.
+"""Every page looked at by axe-core, in both colours and at two widths: nothing keeps people out.
 
 axe-core is no package of Python: ``npm install axe-core`` in any folder, then
-``GEARSHIFT_AXE=FOLDER/node_modules/axe-core/axe.min.js`` for these tests.
+``GEARSHIFT_AXE=FOLDER/node_modules/axe-core/axe.min.js`` for these tests. With
+``GEARSHIFT_SCREENSHOTS=FOLDER`` each page is also taken as a picture, whole.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.api.dashboard.browsing import NEEDS_CHROMIUM, World, go, log_in
+from tests.api.dashboard.browsing import NEEDS_CHROMIUM, World, go, log_in, take
 from tests.api.live import wait_until
 
 AXE = os.environ.get("GEARSHIFT_AXE")
@@ -58,6 +59,8 @@ def paths(world: World) -> dict[str, str]:
     job_path = f"/v1/tuning-jobs/{job['id']}"
     wait_until(lambda: world.rest.get(job_path).json()["finished_at"], timeout_s=JOB_S)
     answer_id = world.rest.get(job_path).json()["recommendation_id"]
+    answer = world.rest.get(f"/v1/recommendations/{answer_id}").json()["recommendation"]
+    _create(world, f"/v1/engines/{observed['id']}:bind", capacity_table=answer["capacity_table"])
     world.ask(20)
     return {
         "fleet": "/",
@@ -80,12 +83,15 @@ def paths(world: World) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("width", [1440, 390])
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_no_page_keeps_anybody_out(
-    browser: Browser, world: World, paths: dict[str, str], colours: str
+    browser: Browser, world: World, paths: dict[str, str], colours: str, width: int
 ) -> None:
     found: dict[str, list[str]] = {}
-    with browser.new_context(base_url=world.url, color_scheme=colours) as context:
+    with browser.new_context(
+        base_url=world.url, color_scheme=colours, viewport={"width": width, "height": 900}
+    ) as context:
         login = context.new_page()
         login.goto("/login")
         found["login"] = _violations(login)
@@ -94,6 +100,15 @@ def test_no_page_keeps_anybody_out(
             go(page, path)
             page.wait_for_timeout(1500)  # charts come after the page
             found[name] = _violations(page)
+            found[f"{name}, its width"] = _too_wide(page)
+            take(page, f"{name}-{width}-{colours}".replace(" ", "-"), is_whole=True)
+        go(page, paths["keys"])
+        page.get_by_label("Key", exact=True).click()
+        page.get_by_role("option").first.click()
+        page.get_by_role("button", name="Rotate ...").click()
+        page.get_by_role("button", name="Keep it").wait_for()
+        page.wait_for_timeout(1000)
+        found["rotation"] = _violations(page)
         go(page, paths["engine"])
         page.get_by_label("Most sequences in a step").fill("48")
         page.get_by_role("button", name="Show what would change").click()
@@ -101,6 +116,7 @@ def test_no_page_keeps_anybody_out(
         page.get_by_role("heading", name="Prove it before it spreads").wait_for()
         page.wait_for_timeout(1000)  # until it has faded in
         found["dialog"] = _violations(page)
+        take(page, f"dialog-{width}-{colours}")
     assert {name: told for name, told in found.items() if told} == {}
 
 
@@ -114,6 +130,12 @@ def _violations(page: Page) -> list[str]:
         for one in answer["violations"]
         if one["impact"] in SERIOUS
     ]
+
+
+def _too_wide(page: Page) -> list[str]:
+    """What a page must be moved sideways for."""
+    more = int(page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))
+    return [f"{more} pixels"] if more > 0 else []
 
 
 def _create(world: World, path: str, **body: Any) -> Json:

@@ -138,6 +138,7 @@ def test_the_slow_loop_tells_what_it_would_do_and_changes_nothing(
         ({"shift": {"threshold_tokens": 64}}, 422, "/shift: a vllm server has no such knob"),
         ({"scheduler": {"order": "priority"}}, 422, "/scheduler: a vllm server has no such knob"),
         ({"caps": {"max_step_ms": 20.0}}, 422, "/caps/max_step_ms: a vllm server has no such knob"),
+        ({"admission": {"rate_rps": 5.0}}, 422, "/admission: a vllm server has no such knob"),
         ({"plan": {"sp": 2}}, 422, "no sequence parallelism"),
         ({"plan": {"tp": 2}}, 409, "cannot restart chat"),
         ({"caps": {"max_num_seqs": 8}}, 409, "cannot restart chat"),

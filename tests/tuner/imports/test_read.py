@@ -49,7 +49,7 @@ def guidellm_metric(mean: float) -> dict[str, Any]:
 GUIDELLM = {
     "benchmarks": [
         {
-            "config": {"strategy": {"type_": "constant"}},
+            "config": {"strategy": {"type_": "constant", "rate": 2.5}},
             "requests": {"successful": [guidellm_request(5.0)], "errored": [], "incomplete": []},
             "metrics": {"time_per_output_token_ms": guidellm_metric(175.0)},
         },
@@ -129,6 +129,8 @@ def test_gaps_of_chunks_are_not_taken_for_gaps_of_tokens(tmp_path: Path) -> None
 
 def test_guidellms_time_per_output_token_is_never_ours(tmp_path: Path) -> None:
     listed, summed = read(tmp_path / "benchmarks.json", GUIDELLM)
+    assert listed["name"] == "benchmark 0: constant, 2.5 requests/s"
+    assert summed["name"] == "benchmark 1: strategy not told"
     assert listed["metrics"]["tpot_ms"]["mean"] == pytest.approx(100.0)
     assert listed["metrics"]["ttft_ms"]["mean"] == pytest.approx(400.0)
     assert listed["metrics"]["itl_ms"] is None
@@ -168,7 +170,7 @@ def test_an_sla_is_judged_on_requests_and_refused_on_a_summary(tmp_path: Path) -
     read(path, DETAILED)
     assert read_runs(path)[0].to_json(sla)["metrics"]["attainment"] == pytest.approx(2 / 3)
     read(path, VLLM)
-    with pytest.raises(ImportFileError, match="a summary only"):
+    with pytest.raises(ImportFileError, match=r"a summary only; .* with --save-detailed"):
         read_runs(path)[0].to_json(sla)
 
 

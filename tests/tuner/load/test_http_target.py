@@ -84,8 +84,10 @@ class TestHttpTarget(LoadTargetContract):
             ending = Call(target, 1).wait()
         assert ending.outcome is Outcome.ERRORED
         assert "401" in str(ending.error)
-        with pytest.raises(LoadError, match="401"):
+        with pytest.raises(LoadError, match=r"401 Unauthorized: the key that was given is not its"):
             get_served_model(url, api_key="wrong")
+        with pytest.raises(LoadError, match="it asks for a key; give its key by GEARSHIFT_ENGINE"):
+            get_served_model(url)
 
     def test_a_workload_runs_over_http_and_the_server_ends_up_idle(
         self, url: str, engine: Engine, target: HttpTarget

@@ -167,7 +167,7 @@ def test_the_winner_can_run_once_more_in_real_time(spec: TuningSpec) -> None:
     [
         ({"hardware": "4xb999"}, "h200"),
         ({"num_devices": 9}, "9 devices asked for"),
-        ({"num_devices": 1}, "no plan on up to 1 devices"),
+        ({"num_devices": 1}, "no plan on up to 1 device can run"),
         ({"workload": "azure:/no/such/file.csv"}, "/no/such/file.csv"),
     ],
 )

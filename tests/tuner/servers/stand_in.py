@@ -3,8 +3,9 @@
 A step of its imaginary device takes ``STEP_S`` and serves at most ``--max-num-seqs`` requests; each
 rank more makes it a little faster. It starts a process of its own, as vLLM does, writes its pid
 to ``$STAND_IN_PIDS``, and dies at its start above ``$STAND_IN_MOST_SEQS`` sequences, as one that is
-out of memory. With ``$STAND_IN_TOKEN`` its metrics are for whoever shows that. It says that it is
-vLLM, or what ``$STAND_IN_OWNER`` says.
+out of memory. With ``$STAND_IN_TOKEN`` its metrics are for whoever shows that, with
+``$STAND_IN_KEY`` its API, as under vLLM's ``--api-key``. It says that it is vLLM, or what
+``$STAND_IN_OWNER`` says.
 """
 
 from __future__ import annotations
@@ -153,8 +154,7 @@ class Handler(BaseHTTPRequestHandler):
     model: str
 
     def do_GET(self) -> None:
-        token = os.environ.get("STAND_IN_TOKEN")
-        if self.path == "/metrics" and token and self.headers["Authorization"] != f"Bearer {token}":
+        if not self._is_let_in():
             self._answer(b"", "text/plain", status=401)
         elif self.path == "/metrics":
             with LOCK:
@@ -168,8 +168,17 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._answer(b"", "text/plain")
 
+    def _is_let_in(self) -> bool:
+        name = "STAND_IN_TOKEN" if self.path == "/metrics" else "STAND_IN_KEY"
+        secret = os.environ.get(name)
+        is_asked = self.path == "/metrics" or self.path.startswith("/v1/")
+        return not (secret and is_asked) or self.headers["Authorization"] == f"Bearer {secret}"
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self._is_let_in():
+            self._answer(b"", "text/plain", status=401)
+            return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")

@@ -21,8 +21,8 @@ from engine.parallel.linear import (
 )
 from engine.parallel.mesh import RankGroups
 from engine.parallel.packed import place_and_bytes
-from engine.parallel.products import Ranges, Weight
 from engine.parallel.quantised import join_rows, quantise
+from engine.parallel.shards import Ranges, Weight
 from engine.spec.model import ModelConfig
 from engine.spec.plan import (
     ParallelPlan,

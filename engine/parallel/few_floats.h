@@ -62,14 +62,16 @@ void multiply_floats(const Product<T>& p, const FloatRows& x, int64_t row, int64
                      int64_t begin, int64_t end, float* sums) {
   constexpr int64_t kTogether = 4 / sizeof(T);
   constexpr int kAll = kVectors * kStreams;
-  const int64_t step = p.block * kTogether, apart = p.block * p.inputs;
+  const int64_t step = p.block * kTogether, apart = p.block * p.pitch;
   const T* weight = p.column(first) + begin * p.block;
   constexpr bool kIsRead = kRows <= 2 && kVectors == 4;
   constexpr auto kCache = kIsRead ? _MM_HINT_T0 : _MM_HINT_T1;
   constexpr int64_t kAhead = kIsRead ? kBytesAhead : kMoreAhead;
-  // A stream goes on behind the others' blocks; what follows its own block was another's.
-  const int64_t last = kIsRead ? end - kAhead / int64_t(p.block * sizeof(T)) : end;
-  const int64_t beyond = kAhead + (kStreams - 1) * apart * int64_t(sizeof(T));
+  // A stream goes on behind the others' blocks; what follows its own block was another's, or is no
+  // part of the product.
+  const int64_t last = p.inputs - kAhead / int64_t(p.block * sizeof(T));
+  const int64_t skipped = (kStreams - 1) * apart + (p.pitch - p.inputs) * p.block;
+  const int64_t beyond = kAhead + skipped * int64_t(sizeof(T));
   const FloatRows mine{x.at + row * x.stride, x.stride};
   __m512 found[kRows][kAll] = {};
   if (begin)

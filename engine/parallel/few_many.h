@@ -1,5 +1,5 @@
 // Any number of rows in vectors of floats: pieces of the weight are laid out anew for many rows at a
-// time, of bfloat16 widened, and all that a piece meets stays in the second cache.
+// time, bfloat16 widened, and all that a piece meets stays in the second cache.
 #pragma once
 
 #include "few_floats.h"
@@ -12,6 +12,15 @@ constexpr int64_t kPieceInputs = 192;   // 24 KiB of 32 widened outputs, in the 
 constexpr int64_t kGroupOutputs = 128;  // outputs between two looks at the rows
 constexpr int64_t kGroupPanels = 36;    // panels of rows that a widened piece meets
 
+// ``count`` numbers, at most 16, and zeros.
+template <class T>
+__m512 widened_some(const T* from, int64_t count) {
+  if (count == 16) return widened(from);
+  T some[16] = {};
+  std::memcpy(some, from, count * sizeof(T));
+  return widened(some);
+}
+
 template <class T>
 int64_t panels_of(const Product<T>& p) { return gs::ceil_div(p.rows, kPanel14); }
 
@@ -20,14 +29,17 @@ template <class T>
 void lay_out_panel(const Product<T>& p, int64_t panel, float* panels) {
   float* to = panels + panel * p.inputs * kPanel14;
   const int64_t first = panel * kPanel14, rows = std::min(kPanel14, p.rows - first);
-  alignas(64) float some[16];
-  for (int64_t r = 0; r < kPanel14; ++r)
-    for (int64_t k = 0; k < p.inputs; k += 16) {
-      const bool is_there = r < rows;
-      _mm512_store_ps(some, is_there ? widened(p.x + (first + r) * p.x_stride + k)
-                                     : _mm512_setzero_ps());
-      for (int i = 0; i < 16; ++i) to[(k + i) * kPanel14 + r] = some[i];
-    }
+  const T* x = p.x + first * p.x_stride;
+  gs::Vec<float> turned[16];
+  for (int64_t k = 0; k < p.inputs; k += 16, to += 16 * kPanel14) {
+    const int64_t count = std::min<int64_t>(16, p.inputs - k);
+    for (int64_t r = 0; r < 16; ++r)
+      turned[r] = r < rows ? (gs::Vec<float>)widened_some(x + r * p.x_stride + k, count)
+                           : gs::Vec<float>{};
+    gs::transpose<float>(turned);
+    for (int64_t i = 0; i < count; ++i)
+      _mm512_mask_storeu_ps(to + i * kPanel14, (1 << kPanel14) - 1, (__m512)turned[i]);
+  }
 }
 
 #ifdef GS_HAS_BF16
@@ -41,6 +53,11 @@ inline void split_pair(__m512i both, float* even, float* odd) {
 
 // Inputs ``begin`` to ``end`` of 32 outputs from ``first`` as [inputs][32] floats: of a packed weight,
 struct PackedWeight {
+  static void widen(const Wide& p, int64_t first, int64_t begin, int64_t end, float* wide) {
+    const float* weight = p.column(first) + begin * p.block;
+    for (int64_t k = begin; k < end; ++k, weight += p.block, wide += 32)
+      for (int v = 0; v < 2; ++v) _mm512_store_ps(wide + 16 * v, widened(weight + 16 * v));
+  }
 #ifdef GS_HAS_BF16
   static void widen(const Narrow& p, int64_t first, int64_t begin, int64_t end, float* wide) {
     const uint16_t* weight = p.column(first) + begin * p.block;

@@ -48,7 +48,7 @@ template <class T>
 int64_t width_of(const Product<T>& p) { return std::min(p.block, kBlock); }
 
 // Whether a thread multiplies any outputs of all rows by itself, as with_range lets it.
-inline bool are_few(const Wide&) { return true; }
+inline bool are_few(const Wide& p) { return p.rows <= kFewOfMany; }
 
 // Calls ``work(multiply)``; ``multiply(p, begin, end)`` makes those outputs of ``p``, or of another
 // weight that the same rows meet, on this thread.
@@ -84,8 +84,6 @@ void multiply_few(const Product<T>& p, gs::Team& team) {
   });
 }
 
-inline void multiply(const Wide& p, gs::Team& team) { multiply_few(p, team); }
-
 // ``Weight`` of few_many.h.
 template <class Weight, class T>
 void multiply_panels(const Product<T>& p, gs::Team& team, int64_t width) {
@@ -108,12 +106,12 @@ void multiply_whole(const Product<T>& p, gs::Team& team) {
   });
 }
 
-#ifdef GS_HAS_BF16
-inline void multiply(const Narrow& p, gs::Team& team) {
+// With a packed one.
+template <class T>
+void multiply(const Product<T>& p, gs::Team& team) {
   if (are_few(p)) return multiply_few(p, team);
   multiply_panels<PackedWeight>(p, team, width_of(p));
 }
-#endif
 #endif
 
 }  // namespace

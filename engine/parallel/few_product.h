@@ -2,7 +2,8 @@
 //
 // The layout: blocks of ``block`` outputs. Of bfloat16 each is [inputs / 2][block][2], so that 16
 // outputs of 32 inputs are one tile of AMX as it lies, and x is the other. Of float32 it is
-// [inputs][block]. A weight is read once and in its order.
+// [inputs][block]. A weight is read once and in its order. A part of a weight, some blocks' neighbouring
+// inputs, lies as the whole does; its blocks are apart by ``pitch`` inputs, those of the whole.
 #pragma once
 
 #include "../kernels/cpu/prefill_amx.h"
@@ -21,11 +22,11 @@ struct Product {
   const T* bias;   // [outputs] or null
   const T* total;  // [rows, outputs] added to the product, or null
   T* out;          // [rows, outputs], rows apart by out_stride, as those of total
-  int64_t block, outputs, inputs, rows, x_stride, out_stride;
+  int64_t block, outputs, inputs, rows, x_stride, out_stride, pitch;
 
   const T* column(int64_t first) const {
     constexpr int64_t kTogether = 4 / sizeof(T);
-    return weight + first / block * block * inputs + first % block * kTogether;
+    return weight + first / block * block * pitch + first % block * kTogether;
   }
 };
 using Narrow = Product<uint16_t>;

@@ -20,19 +20,20 @@ BLOCKS = (64, 32)
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What packed_few.cpp does in one format: ``code`` for it, and of what outputs and inputs have
-    to be multiples.
+    """What packed_few.cpp does in one format: ``code`` for it, the bytes of a number, and of what
+    outputs and inputs have to be multiples.
     """
 
     code: int
+    num_bytes: int
     outputs: int
     inputs: int
 
 
 # Float32 needs AVX-512, bfloat16 its products of bfloat16 or AMX.
 KINDS = {
-    torch.float32: Kind(code=0, outputs=64, inputs=1),
-    torch.bfloat16: Kind(code=1, outputs=32, inputs=32),
+    torch.float32: Kind(code=0, num_bytes=4, outputs=64, inputs=1),
+    torch.bfloat16: Kind(code=1, num_bytes=2, outputs=32, inputs=32),
 }
 
 
@@ -46,12 +47,13 @@ class PieceFields(ctypes.Structure):
         ("block", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
+        ("pitch", ctypes.c_int64),
     )
 
 
 class FewRows:
     """Products with one packed weight ``[outputs, inputs]`` at ``address``, in blocks of ``block``
-    outputs.
+    outputs; or with a part of one, whose blocks have ``pitch`` inputs.
     """
 
     def __init__(
@@ -63,12 +65,32 @@ class FewRows:
         block: int,
         outputs: int,
         inputs: int,
+        pitch: int,
     ) -> None:
-        self._kind = kind
+        self._library, self._kind = library, kind
         self._most_rows = library.gs_most_few(kind.code)
         self._multiply = library.gs_multiply_few
         self._address, self._block = address, block
-        self._outputs, self._inputs = outputs, inputs
+        self._outputs, self._inputs, self._pitch = outputs, inputs, pitch
+
+    def part(self, outputs: range, inputs: range) -> FewRows | None:
+        """These of the outputs and inputs, multiplied with any number of rows; None where the
+        library does not, or they begin or end within what lies together.
+        """
+        edges = {inputs.start % self._kind.inputs, inputs.stop % self._kind.inputs}
+        edges |= {outputs.start % self._block, outputs.stop % self._block}
+        if edges != {0} or not has_parts(self._kind):
+            return None
+        skipped = outputs.start * self._pitch + inputs.start * self._block
+        return FewRows(
+            self._library,
+            self._kind,
+            address=self._address + skipped * self._kind.num_bytes,
+            block=self._block,
+            outputs=len(outputs),
+            inputs=len(inputs),
+            pitch=self._pitch,
+        )
 
     def fields(self, bias: Tensor | None) -> PieceFields:
         """What the library is told of it, with ``bias[outputs]``."""
@@ -78,6 +100,7 @@ class FewRows:
             block=self._block,
             outputs=self._outputs,
             inputs=self._inputs,
+            pitch=self._pitch,
         )
 
     def can_take(self, x: Tensor) -> bool:
@@ -87,7 +110,7 @@ class FewRows:
     def __call__(self, x: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
         """``x[n, inputs]`` -> ``[n, outputs]`` plus ``bias[outputs]`` and ``total[n, outputs]``.
 
-        :meth:`can_take` has said that it may.
+        :meth:`can_take` has said that it may, or it is a part and ``x`` has rows.
         """
         out = torch.empty(x.shape[0], self._outputs, dtype=x.dtype)
         self._multiply(
@@ -98,6 +121,7 @@ class FewRows:
             None if total is None else total.data_ptr(),
             out.data_ptr(),
             self._block,
+            self._pitch,
             self._outputs,
             self._inputs,
             x.shape[0],
@@ -105,6 +129,12 @@ class FewRows:
             torch.get_num_threads(),
         )
         return out
+
+
+def has_parts(kind: Kind) -> bool:
+    """Whether this machine multiplies parts of packed weights where they lie."""
+    library = find_few_rows()
+    return library is not None and bool(library.gs_has_parts(kind.code))
 
 
 def can_be_few(dtype: torch.dtype, outputs: int = 0, inputs: int = 0) -> bool:

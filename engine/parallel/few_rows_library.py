@@ -36,7 +36,8 @@ def find_few_rows() -> ctypes.CDLL | None:
     pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     functions: native_build.Functions = {
         "gs_most_few": (i32, [i32]),
-        "gs_multiply_few": (None, [i32, *[pointer] * 5, *[i64] * 5, i32]),
+        "gs_has_parts": (i32, [i32]),
+        "gs_multiply_few": (None, [i32, *[pointer] * 5, *[i64] * 6, i32]),
         "gs_most_int8": (i32, [i32]),
         "gs_most_plain": (i32, [i32]),
         "gs_multiply_plain": (None, [i32, *[pointer] * 4, *[i64] * 4, i32]),

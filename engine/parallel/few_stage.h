@@ -14,7 +14,7 @@
 struct Piece {
   const void *weight, *bias;  // bias [outputs] or null
   const float* scales;        // [outputs] of an int8 weight, else null
-  int64_t block, outputs, inputs;
+  int64_t block, outputs, inputs, pitch;
 };
 
 // Pieces lie one behind the other: of outputs side by side, of inputs to be summed.
@@ -162,11 +162,11 @@ class StepOfLayers {
       auto bits = [](const void* p) { return static_cast<const BitsOf<T>*>(p); };
       return {bits(piece.weight), bits(x), bits(piece.bias), nullptr,
               reinterpret_cast<BitsOf<T>*>(out), piece.block, piece.outputs, piece.inputs, rows_,
-              x_stride, out_stride};
+              x_stride, out_stride, piece.pitch};
     } else {
       return {static_cast<const int8_t*>(piece.weight), piece.scales, x,
               static_cast<const T*>(piece.bias), nullptr, out, piece.outputs, piece.inputs, rows_,
-              x_stride, out_stride};
+              x_stride, out_stride, piece.pitch};
     }
   }
 

@@ -6,6 +6,7 @@ side.
 
 from __future__ import annotations
 
+from copy import copy
 from enum import IntEnum
 
 import torch
@@ -37,7 +38,7 @@ class Way(IntEnum):
 
 class PackedInt8:
     """A packed weight ``[outputs, inputs]`` of int8 with a scale for each output, multiplied in the
-    best way up to ``way``.
+    best way up to ``way``; or its :meth:`part`.
     """
 
     def __init__(self, weight: Quantised, *, way: Way = Way.TILES) -> None:
@@ -47,6 +48,23 @@ class PackedInt8:
         self._way = min(way, best_way())
         self.packed = pack(weight.values)
         self.scales = weight.scales[0].contiguous()
+        self._inputs = range(self.packed.shape[1])
+
+    def part(self, outputs: range, inputs: range) -> PackedInt8 | None:
+        """These of the outputs and inputs, read where they lie; None where they begin or end within
+        what lies together, or floats are multiplied.
+        """
+        ends = {outputs.stop % OUTPUTS} if outputs.stop < len(self.packed) else set()
+        if len(inputs) < len(self._inputs):  # a narrower last group begins elsewhere
+            ends.add(len(self.packed) % OUTPUTS)
+        edges = {outputs.start % OUTPUTS, inputs.start % INPUTS, inputs.stop % INPUTS, *ends}
+        if edges != {0} or self._way is Way.FLOATS:
+            return None
+        part = copy(self)
+        part.packed = self.packed[outputs.start : outputs.stop]
+        part.scales = self.scales[outputs.start : outputs.stop]
+        part._inputs = inputs
+        return part
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -54,18 +72,23 @@ class PackedInt8:
         return [self.packed, self.scales]
 
     def fields(self, bias: Tensor | None) -> PieceFields | None:
-        """See :class:`engine.parallel.products.Piece`."""
+        """See :class:`engine.parallel.shards.Piece`."""
         if self._way is Way.FLOATS:
             return None
-        outputs, inputs = self.packed.shape
+        outputs, pitch = self.packed.shape
         return PieceFields(
-            weight=self.packed.data_ptr(),
+            weight=self._address,
             bias=None if bias is None else bias.data_ptr(),
             scales=self.scales.data_ptr(),
             block=OUTPUTS,
             outputs=outputs,
-            inputs=inputs,
+            inputs=len(self._inputs),
+            pitch=pitch,
         )
+
+    @property
+    def _address(self) -> int:
+        return self.packed.data_ptr() + self._inputs.start * OUTPUTS
 
     def __call__(
         self, x: Tensor, bias: Tensor | None = None, total: Tensor | None = None
@@ -75,25 +98,26 @@ class PackedInt8:
         Raises:
             EngineError: no memory for the rows' digits.
         """
-        rows, inputs = x.shape
+        rows = len(x)
         if rows > MOST_ROWS_OF_FLOATS and self._way is Way.FLOATS:
             product = F.linear(x, self.plain(x.dtype), bias)
             return product if total is None else product.add_(total)
         if x.stride(1) != 1:
             x = x.contiguous()
-        outputs = self.packed.shape[0]
+        outputs, pitch = self.packed.shape
         out = torch.empty(rows, outputs, dtype=x.dtype)
         status = self._multiply(
             KINDS[x.dtype],
             self._way,
-            self.packed.data_ptr(),
+            self._address,
             self.scales.data_ptr(),
             x.data_ptr(),
             None if bias is None else bias.data_ptr(),
             None if total is None else total.data_ptr(),
             out.data_ptr(),
+            pitch,
             outputs,
-            inputs,
+            len(self._inputs),
             rows,
             x.stride(0),
             torch.get_num_threads(),
@@ -104,7 +128,8 @@ class PackedInt8:
 
     def plain(self, dtype: torch.dtype) -> Tensor:
         """The numbers it stands for, ``[outputs, inputs]``."""
-        return (unpack(self.packed).float() * self.scales.unsqueeze(1)).to(dtype)
+        values = unpack(self.packed)[:, self._inputs.start : self._inputs.stop]
+        return (values.float() * self.scales.unsqueeze(1)).to(dtype)
 
 
 def can_pack(weight: Quantised) -> bool:
@@ -112,6 +137,11 @@ def can_pack(weight: Quantised) -> bool:
     values = weight.values
     is_ours = values.dtype == torch.int8 and not values.is_cuda and not weight.is_grouped
     return is_ours and values.shape[1] % INPUTS == 0 and find_int8() is not None
+
+
+def has_parts() -> bool:
+    """Whether this machine multiplies parts of packed weights where they lie."""
+    return find_int8() is not None and best_way() is not Way.FLOATS
 
 
 def pack(values: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def find_int8() -> ctypes.CDLL | None:
     pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     functions: native_build.Functions = {
         "gs_int8_way": (i32, []),
-        "gs_multiply_int8": (i32, [i32, i32, *[pointer] * 6, *[i64] * 4, i32]),
+        "gs_multiply_int8": (i32, [i32, i32, *[pointer] * 6, *[i64] * 5, i32]),
     }
     return native_build.open_library(native_build.find_library(SOURCE), functions)
 

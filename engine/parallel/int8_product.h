@@ -2,7 +2,8 @@
 //
 // The layout of a weight: groups of 16 outputs (the last may be narrower), each
 // [inputs / 4][outputs][4], so that 64 inputs of 16 outputs are a tile of AMX as they lie, and four
-// inputs of one output a lane.
+// inputs of one output a lane. A part of a weight, neighbouring inputs of whole groups, lies as the whole
+// does; its groups are apart by ``pitch`` inputs, those of the whole.
 #pragma once
 
 #include "../kernels/cpu/paged.h"
@@ -32,7 +33,16 @@ struct Product {
   const T* bias;        // [outputs] or null
   const T* total;       // [rows, outputs] added to the product, or null
   T* out;               // [rows, outputs], rows apart by out_stride, as those of total
-  index_t outputs, inputs, rows, x_stride, out_stride;
+  index_t outputs, inputs, rows, x_stride, out_stride, pitch;
+
+  // The group of outputs from ``first``, and where the last ends.
+  const int8_t* group(index_t first) const { return weight + first * pitch; }
+  const int8_t* end() const {
+    const index_t last = (outputs - 1) / kOutputs * kOutputs;
+    return group(last) + width(last) * inputs;
+  }
+  // Bytes between the part of one group and that of the next.
+  index_t skipped() const { return (pitch - inputs) * kOutputs; }
 
   index_t width(index_t first) const { return std::min(kOutputs, outputs - first); }
 };

@@ -16,7 +16,7 @@ void multiply_panel(const Product<T>& p, const int8_t* digits, index_t padded, i
   constexpr index_t kAhead = kTiles < 3 ? 8 : 24;
   constexpr _mm_hint kCache = kTiles < 3 ? _MM_HINT_T0 : _MM_HINT_T1;
   const index_t stride = p.width(first) * 4;
-  const int8_t *weight = p.weight + first * p.inputs, *end = p.weight + p.outputs * p.inputs;
+  const int8_t *weight = p.group(first), *end = p.end();
   alignas(64) int8_t last[kTileBytes];
   _tile_zero(0);
   if (kTiles > 1) _tile_zero(1);
@@ -26,10 +26,11 @@ void multiply_panel(const Product<T>& p, const int8_t* digits, index_t padded, i
   if (kTiles > 5) _tile_zero(5);
   for (index_t k = 0; k < padded; k += kInputs, weight += 16 * stride) {
     index_t apart = stride;
+    const index_t ahead = kAhead * kTileBytes + (k + kAhead * kInputs < p.inputs ? 0 : p.skipped());
     // What lies behind a tile's own bytes meets digits of zero, or outputs that are left out.
     if (weight + 15 * stride + 64 <= end) {
       for (index_t line = 0; line < kTileBytes; line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(weight) + kAhead * kTileBytes + line, kCache);
+        _mm_prefetch(reinterpret_cast<const char*>(weight) + ahead + line, kCache);
       _tile_loadd(7, weight, apart);
     } else {
       std::memset(last, 0, sizeof last);

@@ -18,7 +18,7 @@ void multiply_few(const Product<T>& p, const Digits& all, index_t row, index_t f
   constexpr index_t kAhead = 4096;  // bytes ahead that memory is asked for
   const index_t panel = row / kPanel, step = all.tiles(panel) * kTileBytes;
   const int8_t* digits = all.panel(panel) + row % kPanel * kDigits * kInputs;
-  const int8_t* weight = p.weight + first * p.inputs;
+  const int8_t* weight = p.group(first);
   const index_t stride = p.width(first) * 4;
   const __mmask16 lanes = first_lanes(p.width(first));
   __m512i found[kRows][kDigits];
@@ -27,8 +27,9 @@ void multiply_few(const Product<T>& p, const Digits& all, index_t row, index_t f
       found[r][d] = _mm512_set1_epi32(all.starts[(row + r) * kDigits + d]);
   for (index_t k = 0; k < p.inputs; k += kInputs, digits += step) {
     const index_t count = std::min(kInputs, p.inputs - k);
+    const index_t ahead = k + kAhead / kOutputs < p.inputs ? kAhead : kAhead + p.skipped();
     for (index_t i = 0; i < count; i += 4, weight += stride) {
-      _mm_prefetch(reinterpret_cast<const char*>(weight) + kAhead, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(weight) + ahead, _MM_HINT_T0);
       const __m512i raised = _mm512_xor_si512(_mm512_maskz_loadu_epi32(lanes, weight),
                                               _mm512_set1_epi8(-128));
       for (int r = 0; r < kRows; ++r)

@@ -20,7 +20,7 @@ constexpr index_t kWideRows = 12;    // times two vectors of outputs are the sum
 inline void widen(const Product<gs::BFloat16>& p, index_t first, index_t padded, uint32_t* wide) {
   const index_t stride = p.width(first) * 4;
   const __mmask16 lanes = first_lanes(p.width(first));
-  const int8_t* weight = p.weight + first * p.inputs;
+  const int8_t* weight = p.group(first);
   const __m512i top = _mm512_set1_epi32(int(0xff000000u));
   // Each byte becomes the highest of an integer, whose float32 has zeros in its lower half.
   auto of = [](__m512i v) { return _mm512_castps_si512(_mm512_cvtepi32_ps(v)); };

@@ -13,14 +13,8 @@ from torch import Tensor
 from engine.parallel.communicator import Communicator
 from engine.parallel.few_rows import PieceFields
 from engine.parallel.mesh import RankGroups
-from engine.parallel.products import (
-    PackedInputs,
-    PackedOutputs,
-    Ranges,
-    Weight,
-    split_inputs,
-    split_outputs,
-)
+from engine.parallel.products import PackedInputs, PackedOutputs, split_inputs, split_outputs
+from engine.parallel.shards import Ranges, Weight
 from engine.spec.modes import BASE, Mode
 
 

@@ -48,14 +48,44 @@ class Packed:
         return [self.tensor]
 
     def fields(self, bias: Tensor | None) -> PieceFields | None:
-        """See :class:`engine.parallel.products.Piece`."""
+        """See :class:`engine.parallel.shards.Piece`."""
         return None if self.few is None else self.few.fields(bias)
+
+    def part(self, outputs: range, inputs: range) -> PackedPart | None:
+        """These of the outputs and inputs; None where they are not multiplied where they lie."""
+        few = None if self.few is None else self.few.part(outputs, inputs)
+        return None if few is None else PackedPart(whole=self, few=few, num_outputs=len(outputs))
 
     def __call__(
         self, x: Tensor, bias: Tensor | None = None, total: Tensor | None = None
     ) -> Tensor:
         """See :func:`multiply`."""
         return multiply(x, self, bias, total=total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedPart:
+    """Some outputs and inputs of ``whole``, multiplied where they lie."""
+
+    whole: Packed
+    few: FewRows
+    num_outputs: int
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return self.whole.tensors
+
+    def fields(self, bias: Tensor | None) -> PieceFields | None:
+        """See :class:`engine.parallel.shards.Piece`."""
+        return self.few.fields(bias)
+
+    def __call__(
+        self, x: Tensor, bias: Tensor | None = None, total: Tensor | None = None
+    ) -> Tensor:
+        """``x[n, inputs]`` -> ``[n, outputs]``, plus ``bias[outputs]`` or ``total[n, outputs]``."""
+        if not len(x):
+            return x.new_empty(0, self.num_outputs)
+        return self.few(x if x.stride(1) == 1 else x.contiguous(), bias, total)
 
 
 def pack(weight: Tensor) -> Packed:
@@ -107,7 +137,13 @@ def _find_few(packed: Packed, dtype: torch.dtype, outputs: int, inputs: int) -> 
     for block in BLOCKS:
         if outputs % block == 0 and block % kind.outputs == 0:
             few = FewRows(
-                library, kind, address=address, block=block, outputs=outputs, inputs=inputs
+                library,
+                kind,
+                address=address,
+                block=block,
+                outputs=outputs,
+                inputs=inputs,
+                pitch=inputs,
             )
             found = few(x, None, None).float()
             if torch.allclose(found, wanted, rtol=0.02, atol=1e-5 * float(wanted.abs().max())):

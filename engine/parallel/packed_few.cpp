@@ -17,16 +17,28 @@ int gs_most_few(int is_narrow) {
   return 0;
 }
 
-// 1 to gs_most_few rows; outputs and block are multiples of 64, of bfloat16 of 32, as inputs are.
+// Whether any number of rows meets a part of a weight here, of float32 (0) or bfloat16 (1).
+int gs_has_parts(int is_narrow) {
+#ifdef GS_HAS_BF16
+  if (is_narrow) return !has_tiles() && widens();
+#endif
+#ifdef __AVX512F__
+  if (!is_narrow) return 1;
+#endif
+  return 0;
+}
+
+// 1 to gs_most_few rows, or any number where gs_has_parts; outputs and block are multiples of 64, of
+// bfloat16 of 32, as inputs are. ``pitch``: the inputs of the whole weight.
 void gs_multiply_few(int is_narrow, const void* weight, const void* x, const void* bias,
-                     const void* total, void* out, int64_t block, int64_t outputs, int64_t inputs,
-                     int64_t rows, int64_t x_stride, int threads) {
+                     const void* total, void* out, int64_t block, int64_t pitch, int64_t outputs,
+                     int64_t inputs, int64_t rows, int64_t x_stride, int threads) {
 #ifdef __AVX512F__
   auto run = [&](auto kind) {
     using T = decltype(kind);
     const Product<T> p{static_cast<const T*>(weight), static_cast<const T*>(x),
                        static_cast<const T*>(bias), static_cast<const T*>(total),
-                       static_cast<T*>(out), block, outputs, inputs, rows, x_stride, outputs};
+                       static_cast<T*>(out), block, outputs, inputs, rows, x_stride, outputs, pitch};
     gs::with_team(threads, [&](gs::Team& team) { multiply(p, team); });
   };
   if (!is_narrow) return run(float());
@@ -57,7 +69,7 @@ void gs_multiply_plain(int is_narrow, const void* weight, const void* x, const v
     using T = decltype(kind);
     const Product<T> p{static_cast<const T*>(weight), static_cast<const T*>(x),
                        static_cast<const T*>(bias), nullptr, static_cast<T*>(out), outputs,
-                       outputs, inputs, rows, x_stride, outputs};
+                       outputs, inputs, rows, x_stride, outputs, inputs};
     gs::with_team(threads, [&](gs::Team& team) { multiply_whole(p, team); });
   };
   if (!is_narrow) return run(float());

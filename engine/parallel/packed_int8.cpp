@@ -27,7 +27,7 @@ void multiply_group(const Product<T>& p, const float* x, index_t first, float* s
   using I = gs::Lanes<float>::I;
   V found[kRows][kVectors] = {};
   const index_t stride = p.width(first) * 4;
-  const int8_t* weight = p.weight + first * p.inputs;
+  const int8_t* weight = p.group(first);
   alignas(64) int8_t narrow[kOutputs * 4] = {};
   for (index_t k = 0; k < p.inputs; k += 4, weight += stride) {
     const int8_t* four = weight;
@@ -154,12 +154,12 @@ extern "C" {
 // vectors of bytes (1), a few by floats (0).
 int gs_int8_way() { return int(int8::best_way()); }
 
-// ``kind``: float32 (0), bfloat16 (1), float16 (2). Inputs are a multiple of 4. Not 0: there is no
-// memory for the rows' digits.
+// ``kind``: float32 (0), bfloat16 (1), float16 (2). Inputs are a multiple of 4; ``pitch``: those of the
+// whole weight. Not 0: there is no memory for the rows' digits.
 int gs_multiply_int8(int kind, int way, const int8_t* weight, const float* scales,
                       const void* x, const void* bias, const void* total, void* out,
-                      index_t outputs, index_t inputs, index_t rows, index_t x_stride,
-                      int threads) {
+                      index_t pitch, index_t outputs, index_t inputs, index_t rows,
+                      index_t x_stride, int threads) {
   auto run = [&](auto one) {
     using T = decltype(one);
     const int8::Product<T> p{weight,
@@ -172,7 +172,8 @@ int gs_multiply_int8(int kind, int way, const int8_t* weight, const float* scale
                        inputs,
                        rows,
                        x_stride,
-                       outputs};
+                       outputs,
+                       pitch};
 #ifdef GS_HAS_VNNI
     if (way != int(Way::kFloats)) return int8::multiply_by_bytes(p, Way(way), threads);
 #endif

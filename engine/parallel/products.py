@@ -1,37 +1,26 @@
 """Products with the weight of one rank, in the shard that a mode asks for.
 
-A plain weight is read through views. A packed one has none: it is cut where the shard of any mode
-begins or ends, and each mode multiplies with the pieces inside its own, so that one packed copy
-serves all::
-
-    base  [ a | b | c ]      2x4  [ b | c ]      shift  [ b ]
-
-Products of pieces of the output lie side by side, those of pieces of the input are summed.
-
-A quantised weight is read through views too, of its numbers and of their scales; on a CPU int8 is
-packed, piece by piece.
+A plain weight is read through views, and a quantised one, of its numbers and of their scales. On a
+CPU both are packed, so that one packed copy serves all modes (:mod:`engine.parallel.shards`): each
+has its part, where the compiled library reads parts of a packed weight as they lie, or several
+pieces, whose products of outputs lie side by side, and of inputs are summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engine.kernels.linear import linear
-from engine.parallel import int8, quantised
+from engine.parallel import quantised
 from engine.parallel.few_rows import PieceFields
-from engine.parallel.packed import can_pack, pack, place_and_bytes
 from engine.parallel.plain import Plain
 from engine.parallel.quantised import Quantised
+from engine.parallel.shards import Piece, Ranges, Shards, Weight, packed_shards
 from engine.spec.modes import Mode
-
-# Rows or columns of a base shard that each mode multiplies with.
-Ranges = Mapping[Mode, range]
-Weight = Tensor | Quantised
 
 
 class OutputProduct(Protocol):
@@ -57,37 +46,12 @@ class InputProduct(Protocol):
         ...
 
 
-class Piece(Protocol):
-    """A packed part of a weight, ``[outputs, inputs]``. ``tensors``: what stays in memory."""
-
-    @property
-    def tensors(self) -> list[Tensor]: ...
-
-    def __call__(
-        self, x: Tensor, bias: Tensor | None = None, total: Tensor | None = None
-    ) -> Tensor:
-        """``x[n, inputs]`` -> ``[n, outputs]``, plus ``bias[outputs]`` or ``total[n, outputs]``."""
-        ...
-
-    def fields(self, bias: Tensor | None) -> PieceFields | None:
-        """What the compiled library is told of it, with ``bias[outputs]``; None where that does not
-        multiply it.
-        """
-        ...
-
-
 def split_outputs(
     weight: Weight, bias: Tensor | None, rows: Ranges, *, may_pack: bool
 ) -> OutputProduct:
     """``weight[base shard, d]`` and ``bias[base shard]``, of which a mode has ``rows``."""
-    cuts = _cuts(rows, weight.shape[0])
-    pieces: Sequence[Piece] | None = None
-    if isinstance(weight, Quantised):
-        pieces = _int8_pieces([weight.rows(cut) for cut in cuts]) if may_pack else None
-    elif may_pack:
-        pieces = _packed_pieces(weight, cuts, dim=0)
-    if pieces:
-        return PackedOutputs(pieces, cuts, bias, rows)
+    if may_pack and (shards := packed_shards(weight, rows, dim=0)) is not None:
+        return PackedOutputs(shards, bias)
     if isinstance(weight, Quantised):
         return QuantisedOutputs(weight, bias, rows)
     return PlainOutputs(weight, bias, rows)
@@ -95,15 +59,8 @@ def split_outputs(
 
 def split_inputs(weight: Weight, columns: Ranges, *, may_pack: bool) -> InputProduct:
     """``weight[d, base shard]``, of which a mode has ``columns``."""
-    cuts = _cuts(columns, weight.shape[1])
-    pieces: Sequence[Piece] | None = None
-    if isinstance(weight, Quantised):
-        is_int8 = may_pack and not weight.is_grouped
-        pieces = _int8_pieces([weight.columns(cut) for cut in cuts]) if is_int8 else None
-    elif may_pack:
-        pieces = _packed_pieces(weight, cuts, dim=1)
-    if pieces:
-        return PackedInputs(pieces, cuts, columns)
+    if may_pack and (shards := packed_shards(weight, columns, dim=1)) is not None:
+        return PackedInputs(shards)
     if isinstance(weight, Quantised):
         return QuantisedInputs(weight, columns)
     return PlainInputs(weight, columns)
@@ -161,18 +118,14 @@ class QuantisedInputs:
 
 
 class PackedOutputs:
-    """Packed ``pieces`` of the rows, cut at ``cuts``."""
+    """Packed rows. ``bias`` [base shard]."""
 
-    def __init__(
-        self, pieces: Sequence[Piece], cuts: Sequence[range], bias: Tensor | None, rows: Ranges
-    ) -> None:
-        tensors = [tensor for piece in pieces for tensor in piece.tensors]
-        self.tensors = tensors if bias is None else [*tensors, bias]
-        parts = [
-            (piece, None if bias is None else bias[_slice(cut)])
-            for piece, cut in zip(pieces, cuts, strict=True)
-        ]
-        self._parts = {mode: [parts[i] for i in _inside(kept, cuts)] for mode, kept in rows.items()}
+    def __init__(self, shards: Shards, bias: Tensor | None) -> None:
+        self.tensors = shards.tensors if bias is None else [*shards.tensors, bias]
+        self._parts = {
+            mode: [(piece, None if bias is None else bias[_slice(kept)]) for kept, piece in parts]
+            for mode, parts in shards.by_mode.items()
+        }
 
     def __call__(self, x: Tensor, mode: Mode) -> Tensor:
         found = [piece(x, bias) for piece, bias in self._parts[mode]]
@@ -186,16 +139,17 @@ class PackedOutputs:
 
 
 class PackedInputs:
-    """Packed ``pieces`` of the columns, cut at ``cuts``; sums are rounded piece by piece."""
+    """Packed columns; sums are rounded piece by piece."""
 
-    def __init__(self, pieces: Sequence[Piece], cuts: Sequence[range], columns: Ranges) -> None:
-        self.tensors = [tensor for piece in pieces for tensor in piece.tensors]
-        self._parts: dict[Mode, list[tuple[Piece, slice]]] = {}
-        for mode, kept in columns.items():
-            self._parts[mode] = [
-                (pieces[i], slice(cuts[i].start - kept.start, cuts[i].stop - kept.start))
-                for i in _inside(kept, cuts)
+    def __init__(self, shards: Shards) -> None:
+        self.tensors = shards.tensors
+        self._parts = {
+            mode: [
+                (piece, slice(kept.start - parts[0][0].start, kept.stop - parts[0][0].start))
+                for kept, piece in parts
             ]
+            for mode, parts in shards.by_mode.items()
+        }
 
     def __call__(self, x: Tensor, mode: Mode, bias: Tensor | None = None) -> Tensor:
         (first, columns), *others = self._parts[mode]
@@ -215,38 +169,6 @@ class PackedInputs:
 def _fields(parts: Sequence[tuple[Piece, Tensor | None]]) -> list[PieceFields] | None:
     found = [fields for piece, bias in parts if (fields := piece.fields(bias)) is not None]
     return found if len(found) == len(parts) else None
-
-
-def _int8_pieces(pieces: list[Quantised]) -> list[Piece] | None:
-    """The ``pieces`` packed; None where there are such that the compiled products do not take."""
-    if not all(int8.can_pack(piece) for piece in pieces):
-        return None
-    return [int8.PackedInt8(piece) for piece in pieces]
-
-
-def _packed_pieces(weight: Tensor, cuts: Sequence[range], *, dim: int) -> list[Piece] | None:
-    """The pieces of ``weight`` between cuts of ``dim``; None where they cannot be packed, or would
-    take more bytes.
-    """
-    if weight.device.type != "cpu" or not can_pack(weight.dtype):
-        return None
-    packed: list[Piece] = []
-    for cut in cuts:
-        piece = weight.narrow(dim, cut.start, len(cut))
-        packed.append(pack(piece))
-        if place_and_bytes(packed[-1].tensors[0])[1] > piece.nbytes:
-            return None
-    return packed
-
-
-def _cuts(ranges: Ranges, size: int) -> list[range]:
-    """The fewest ranges that make up 0 to ``size`` and every one of ``ranges``."""
-    edges = {0, size}.union(*((kept.start, kept.stop) for kept in ranges.values()))
-    return [range(start, stop) for start, stop in pairwise(sorted(edges))]
-
-
-def _inside(kept: range, cuts: Sequence[range]) -> list[int]:
-    return [i for i, cut in enumerate(cuts) if kept.start <= cut.start and cut.stop <= kept.stop]
 
 
 def _slice(kept: range) -> slice:

@@ -21,12 +21,13 @@ int gs_attend(int dtype, const gs::Shape* shape, const gs::Step* step, void* key
               const void* norms, const void* qkv, void* out, int64_t num_rows);
 int gs_int8_way();
 int gs_multiply_int8(int kind, int way, const int8_t* weight, const float* scales, const void* x,
-                     const void* bias, const void* total, void* out, int64_t outputs,
-                     int64_t inputs, int64_t rows, int64_t x_stride, int threads);
+                     const void* bias, const void* total, void* out, int64_t pitch,
+                     int64_t outputs, int64_t inputs, int64_t rows, int64_t x_stride, int threads);
 int gs_most_few(int is_narrow);
+int gs_has_parts(int is_narrow);
 void gs_multiply_few(int is_narrow, const void* weight, const void* x, const void* bias,
-                     const void* total, void* out, int64_t block, int64_t outputs, int64_t inputs,
-                     int64_t rows, int64_t x_stride, int threads);
+                     const void* total, void* out, int64_t block, int64_t pitch, int64_t outputs,
+                     int64_t inputs, int64_t rows, int64_t x_stride, int threads);
 int gs_most_plain(int is_narrow);
 void gs_multiply_plain(int is_narrow, const void* weight, const void* x, const void* bias,
                        void* out, int64_t outputs, int64_t inputs, int64_t rows, int64_t x_stride,
@@ -281,48 +282,80 @@ void check_product(const char* what, const std::vector<T>& x, index_t apart, con
     }
 }
 
+// The part of a packed weight from input ``skipped`` on.
 template <class T>
-void check_int8(index_t outputs, index_t inputs, index_t rows) {
-  std::vector<int8_t> weight(outputs * inputs), packed(outputs * inputs);
+void check_int8(index_t outputs, index_t pitch, index_t rows, index_t skipped) {
+  const index_t inputs = pitch - skipped;
+  std::vector<int8_t> weight(outputs * pitch), packed(outputs * pitch);
   std::vector<float> scales(outputs);
   for (int8_t& one : weight) one = int8_t(int(source() % 255) - 127);
   for (float& one : scales) one = float(1 + source() % 100) / 5000.0f;
   for (index_t o = 0; o < outputs; ++o)
-    for (index_t k = 0; k < inputs; ++k) {
+    for (index_t k = 0; k < pitch; ++k) {
       const index_t first = o / 16 * 16, width = std::min<index_t>(16, outputs - first);
-      packed[first * inputs + k / 4 * 4 * width + (o - first) * 4 + k % 4] = weight[o * inputs + k];
+      packed[first * pitch + k / 4 * 4 * width + (o - first) * 4 + k % 4] = weight[o * pitch + k];
     }
   const auto x = drawn<T>(rows * (inputs + 40)), bias = drawn<T>(outputs);
   const auto total = drawn<T>(rows * outputs);
-  auto number = [&](index_t o, index_t k) { return double(scales[o]) * weight[o * inputs + k]; };
+  auto number = [&](index_t o, index_t k) {
+    return double(scales[o]) * weight[o * pitch + skipped + k];
+  };
   for (int way = 0; way <= gs_int8_way(); ++way)
     for (const bool has_bias : {true, false}) {
       std::vector<T> out(rows * outputs);
-      gs_multiply_int8(Kind<T>::kInt8, way, packed.data(), scales.data(), x.data(),
+      gs_multiply_int8(Kind<T>::kInt8, way, packed.data() + skipped * 16, scales.data(), x.data(),
                        has_bias ? bias.data() : nullptr, has_bias ? nullptr : total.data(),
-                       out.data(), outputs, inputs, rows, inputs + 40, kThreads);
+                       out.data(), pitch, outputs, inputs, rows, inputs + 40, kThreads);
       check_product("int8", x, inputs + 40, number, has_bias ? &bias : nullptr,
                     has_bias ? nullptr : &total, out, rows, outputs, inputs);
     }
+}
+
+// Where a weight as oneDNN packs it has output ``o`` and input ``k``.
+template <class T>
+index_t packed_at(index_t o, index_t k, index_t block, index_t pitch) {
+  constexpr index_t kTogether = 4 / sizeof(T);
+  return o / block * block * pitch + k / kTogether * kTogether * block + o % block * kTogether +
+         k % kTogether;
+}
+
+// The part of a packed weight from ``skipped`` outputs and inputs on.
+template <class T>
+void check_part(index_t all, index_t pitch, index_t rows, index_t block, index_t skipped) {
+  constexpr bool kIsNarrow = sizeof(T) == 2;
+  if (!gs_has_parts(kIsNarrow)) return;
+  const index_t outputs = all - skipped, inputs = pitch - skipped;
+  const auto weight = drawn<T>(all * pitch), bias = drawn<T>(outputs);
+  const auto x = drawn<T>(rows * (inputs + 40));
+  std::vector<T> packed(all * pitch), out(rows * outputs);
+  for (index_t o = 0; o < all; ++o)
+    for (index_t k = 0; k < pitch; ++k)
+      packed[packed_at<T>(o, k, block, pitch)] = weight[o * pitch + k];
+  auto number = [&](index_t o, index_t k) {
+    return wide(weight[(o + skipped) * pitch + skipped + k]);
+  };
+  gs_multiply_few(kIsNarrow, &packed[packed_at<T>(skipped, skipped, block, pitch)], x.data(),
+                  bias.data(), nullptr, out.data(), block, pitch, outputs, inputs, rows,
+                  inputs + 40, kThreads);
+  check_product("part", x, inputs + 40, number, &bias, static_cast<std::vector<T>*>(nullptr), out,
+                rows, outputs, inputs);
 }
 
 // Products with a packed weight and with the plain one.
 template <class T>
 void check_few(index_t outputs, index_t inputs, index_t rows, index_t block) {
   constexpr bool kIsNarrow = sizeof(T) == 2;
-  constexpr index_t kTogether = 4 / sizeof(T);
   const auto weight = drawn<T>(outputs * inputs), bias = drawn<T>(outputs);
   const auto x = drawn<T>(rows * (inputs + 40)), total = drawn<T>(rows * outputs);
   std::vector<T> packed(outputs * inputs), out(rows * outputs);
   for (index_t o = 0; o < outputs; ++o)
     for (index_t k = 0; k < inputs; ++k)
-      packed[o / block * block * inputs + k / kTogether * kTogether * block + o % block * kTogether +
-             k % kTogether] = weight[o * inputs + k];
+      packed[packed_at<T>(o, k, block, inputs)] = weight[o * inputs + k];
   auto number = [&](index_t o, index_t k) { return wide(weight[o * inputs + k]); };
   if (rows <= gs_most_few(kIsNarrow))
     for (const bool has_bias : {true, false}) {
       gs_multiply_few(kIsNarrow, packed.data(), x.data(), has_bias ? bias.data() : nullptr,
-                      has_bias ? nullptr : total.data(), out.data(), block, outputs, inputs, rows,
+                      has_bias ? nullptr : total.data(), out.data(), block, inputs, outputs, inputs, rows,
                       inputs + 40, kThreads);
       check_product("packed", x, inputs + 40, number, has_bias ? &bias : nullptr,
                     has_bias ? nullptr : &total, out, rows, outputs, inputs);
@@ -349,7 +382,10 @@ void check_layer() {
 
 template <class T>
 void check_products() {
-  for (const index_t rows : {1, 2, 6, 33, 70}) check_int8<T>(203, 100, rows);
+  for (const index_t rows : {1, 2, 6, 33, 70}) {
+    check_int8<T>(203, 100, rows, 0);
+    check_int8<T>(192, 100, rows, 36);
+  }
 }
 
 }  // namespace
@@ -369,6 +405,9 @@ int main() {
     check_few<float>(192, 96, rows, 64);
     check_few<BFloat16>(192, 96, rows, 64);
     check_few<BFloat16>(160, 64, rows, 32);
+    check_part<float>(320, 167, rows, 64, 64);
+    check_part<BFloat16>(320, 160, rows, 64, 64);
+    check_part<BFloat16>(160, 160, rows, 32, 32);
   }
   std::printf("%d-bit vectors, int8 by way %d, %d and %d rows packed: %d of %d numbers wrong\n",
               (gs_features() >> 2) * 8, gs_int8_way(), gs_most_few(0), gs_most_few(1), num_wrong,

@@ -46,6 +46,7 @@ class PieceFields(ctypes.Structure):
         ("block", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
+        ("digits", ctypes.c_int64),
     )
 
 

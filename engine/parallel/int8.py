@@ -9,17 +9,18 @@ from __future__ import annotations
 from enum import IntEnum
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.parallel.few_rows import PieceFields
 from engine.parallel.int8_library import find_int8
-from engine.parallel.quantised import Quantised
+from engine.parallel.quantised import Quantised, multiply
 from engine.spec.errors import EngineError
 
 OUTPUTS, INPUTS = 16, 4
 # The order of gs_multiply_int8.
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# As many digits as keep numbers whole: three, of bfloat16 two (kWhole of int8_product.h).
+WHOLE = 0
 # With more rows, making the weight plain for a product of BLAS costs less than the first way.
 MOST_ROWS_OF_FLOATS = 64
 
@@ -38,13 +39,20 @@ class Way(IntEnum):
 class PackedInt8:
     """A packed weight ``[outputs, inputs]`` of int8 with a scale for each output, multiplied in the
     best way up to ``way``.
+
+    ``digits``: bytes in which the ways of bytes write a number of a row; None: as many as its dtype
+    needs, or one where ``weight`` rounds rows.
     """
 
-    def __init__(self, weight: Quantised, *, way: Way = Way.TILES) -> None:
+    def __init__(
+        self, weight: Quantised, *, way: Way = Way.TILES, digits: int | None = None
+    ) -> None:
         library = find_int8()
         assert library is not None, "asked for before"
         self._multiply = library.gs_multiply_int8
         self._way = min(way, best_way())
+        self._rounds_rows = weight.rounds_rows
+        self._digits = (1 if weight.rounds_rows else WHOLE) if digits is None else digits
         self.packed = pack(weight.values)
         self.scales = weight.scales[0].contiguous()
 
@@ -65,6 +73,7 @@ class PackedInt8:
             block=OUTPUTS,
             outputs=outputs,
             inputs=inputs,
+            digits=self._digits,
         )
 
     def __call__(
@@ -76,8 +85,9 @@ class PackedInt8:
             EngineError: no memory for the rows' digits.
         """
         rows, inputs = x.shape
-        if rows > MOST_ROWS_OF_FLOATS and self._way is Way.FLOATS:
-            product = F.linear(x, self.plain(x.dtype), bias)
+        is_many = rows > MOST_ROWS_OF_FLOATS and self._way is Way.FLOATS
+        if is_many or x.dtype not in KINDS:
+            product = multiply(x, self.unpacked(), bias)
             return product if total is None else product.add_(total)
         if x.stride(1) != 1:
             x = x.contiguous()
@@ -96,15 +106,21 @@ class PackedInt8:
             inputs,
             rows,
             x.stride(0),
+            self._digits,
             torch.get_num_threads(),
         )
         if status:
             raise EngineError("no memory for the digits of a product's rows")
         return out
 
-    def plain(self, dtype: torch.dtype) -> Tensor:
-        """The numbers it stands for, ``[outputs, inputs]``."""
-        return (unpack(self.packed).float() * self.scales.unsqueeze(1)).to(dtype)
+    def unpacked(self) -> Quantised:
+        """What it was made of."""
+        return Quantised(
+            values=unpack(self.packed),
+            scales=self.scales.unsqueeze(0),
+            group=self.packed.shape[1],
+            rounds_rows=self._rounds_rows,
+        )
 
 
 def can_pack(weight: Quantised) -> bool:
@@ -139,7 +155,10 @@ def best_way() -> Way:
 
 def describe() -> str:
     """What multiplies, for people."""
-    return {Way.FLOATS: "vectors", Way.VECTORS: "VNNI", Way.TILES: "AMX for int8"}[best_way()]
+    if find_int8() is None:
+        return "by torch"
+    found = {Way.FLOATS: "vectors", Way.VECTORS: "VNNI", Way.TILES: "AMX for int8"}[best_way()]
+    return f"packed, compiled ({found})"
 
 
 def _groups(matrix: Tensor, *, packed: bool = False) -> list[Tensor]:

@@ -37,10 +37,11 @@ Product = Callable[[Tensor], Tensor]
 def products_of(weight: Tensor) -> dict[str, Product]:
     """The product with one ``weight[outputs, inputs]`` in every way that its dtype allows."""
     found = quantise(weight, WeightFormat.INT8)
-    scales = found.scales[0].to(weight.dtype)
+    scales, best = found.scales[0].to(weight.dtype), TITLES[best_way()]
     ways: dict[str, Product] = {
         PACKED: pack(weight),
         **{name: PackedInt8(found, way=way) for way, name in TITLES.items() if way <= best_way()},
+        **{f"{best}, {n} byte{'s' * (n > 1)}": PackedInt8(found, digits=n) for n in (3, 2, 1)},
         "_weight_int8pack_mm": partial(_int8pack, values=found.values, scales=scales),
         # It rounds the rows too, with one scale for all: another accuracy, here for its speed.
         "qlinear_pointwise, rounds rows": _qlinear(found.values, found.scales[0]),

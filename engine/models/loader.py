@@ -114,7 +114,12 @@ class Checkpoint:
             )
         edges = math.gcd(columns.start, cut)
         group = self._quantisation.columns_per_scale(edges) or len(columns)
-        return Quantised(values=values, scales=grid.of(rows, columns, group), group=group)
+        return Quantised(
+            values=values,
+            scales=grid.of(rows, columns, group),
+            group=group,
+            rounds_rows=self._quantisation.format.rounds_rows,
+        )
 
     def _stored(self, name: str, rows: range, columns: range | None = None) -> Tensor:
         part = self._slice(name)

@@ -11,7 +11,7 @@ from engine.spec.errors import CheckpointError
 from engine.spec.quantisation import Quantisation, WeightFormat
 
 # How safetensors calls the formats of quantised weights.
-STORED_FORMATS = {WeightFormat.FP8: "F8_E4M3", WeightFormat.INT8: "I8"}
+STORED_FORMATS = {form: "I8" if form.is_int8 else "F8_E4M3" for form in WeightFormat}
 # Behind a module's name; both are what a number is multiplied with.
 SCALE_SUFFIXES = (".weight_scale", ".weight_scale_inv")
 # Of activations and of an 8-bit KV cache, which are rounded by scales of their own, or not at all.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -68,13 +68,16 @@ class StageWeights:
     def products(self) -> str:
         """What multiplies with the layers, for people."""
         tensors = [
-            tensor for layer in self.layers for tensor in layer.tensors() if tensor.dim() > 1
+            tensor
+            for layer in self.layers
+            for tensor in layer.tensors()
+            if tensor.dim() > 1 and tensor.shape[0] > 1  # no scales
         ]
         num_packed = sum(tensor.is_mkldnn for tensor in tensors)
         num_int8 = sum(tensor.dtype == torch.int8 for tensor in tensors)
         parts = []
         if num_int8:
-            parts.append(f"int8 packed ({_share(num_int8, tensors)}), compiled ({int8.describe()})")
+            parts.append(f"int8 ({_share(num_int8, tensors)}), {int8.describe()}")
         if num_packed:
             few = ", few rows compiled" if can_be_few(tensors[0].dtype) else ""
             parts.append(f"weights packed for oneDNN ({_share(num_packed, tensors)}){few}")
@@ -340,7 +343,8 @@ class _ShardReader:
             parts.append(self._checkpoint.read_quantised(name, range(rows.start, stop), columns))
         if padding := len(rows) - len(range(rows.start, stop)):
             parts.append(quantise(torch.zeros(padding, len(columns)), WeightFormat.INT8))
-        head = join_rows(parts).to(self._device)
+        # Its rows are few, and what is rounded here is rounded in the logits.
+        head = replace(join_rows(parts), rounds_rows=False).to(self._device)
         return head if is_kept else head.plain(self._checkpoint.dtype)
 
     def _vocab_rows(self, module: str, rows: range) -> Tensor:

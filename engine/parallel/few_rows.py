@@ -48,6 +48,7 @@ class PieceFields(ctypes.Structure):
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
         ("pitch", ctypes.c_int64),
+        ("digits", ctypes.c_int64),
     )
 
 

@@ -15,6 +15,7 @@ struct Piece {
   const void *weight, *bias;  // bias [outputs] or null
   const float* scales;        // [outputs] of an int8 weight, else null
   int64_t block, outputs, inputs, pitch;
+  int64_t digits;  // of rows that meet an int8 weight; 0: as many as keep numbers whole
 };
 
 // Pieces lie one behind the other: of outputs side by side, of inputs to be summed.
@@ -166,7 +167,8 @@ class StepOfLayers {
     } else {
       return {static_cast<const int8_t*>(piece.weight), piece.scales, x,
               static_cast<const T*>(piece.bias), nullptr, out, piece.outputs, piece.inputs, rows_,
-              x_stride, out_stride, piece.pitch};
+              x_stride, out_stride, piece.pitch,
+              piece.digits ? int(piece.digits) : int8::kWhole<T>};
     }
   }
 

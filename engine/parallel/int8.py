@@ -10,17 +10,18 @@ from copy import copy
 from enum import IntEnum
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.parallel.few_rows import PieceFields
 from engine.parallel.int8_library import find_int8
-from engine.parallel.quantised import Quantised
+from engine.parallel.quantised import Quantised, multiply
 from engine.spec.errors import EngineError
 
 OUTPUTS, INPUTS = 16, 4
 # The order of gs_multiply_int8.
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# As many digits as keep numbers whole: three, of bfloat16 two (kWhole of int8_product.h).
+WHOLE = 0
 # With more rows, making the weight plain for a product of BLAS costs less than the first way.
 MOST_ROWS_OF_FLOATS = 64
 
@@ -39,13 +40,20 @@ class Way(IntEnum):
 class PackedInt8:
     """A packed weight ``[outputs, inputs]`` of int8 with a scale for each output, multiplied in the
     best way up to ``way``; or its :meth:`part`.
+
+    ``digits``: bytes in which the ways of bytes write a number of a row; None: as many as its dtype
+    needs, or one where ``weight`` rounds rows.
     """
 
-    def __init__(self, weight: Quantised, *, way: Way = Way.TILES) -> None:
+    def __init__(
+        self, weight: Quantised, *, way: Way = Way.TILES, digits: int | None = None
+    ) -> None:
         library = find_int8()
         assert library is not None, "asked for before"
         self._multiply = library.gs_multiply_int8
         self._way = min(way, best_way())
+        self._rounds_rows = weight.rounds_rows
+        self._digits = (1 if weight.rounds_rows else WHOLE) if digits is None else digits
         self.packed = pack(weight.values)
         self.scales = weight.scales[0].contiguous()
         self._inputs = range(self.packed.shape[1])
@@ -84,6 +92,7 @@ class PackedInt8:
             outputs=outputs,
             inputs=len(self._inputs),
             pitch=pitch,
+            digits=self._digits,
         )
 
     @property
@@ -99,8 +108,9 @@ class PackedInt8:
             EngineError: no memory for the rows' digits.
         """
         rows = len(x)
-        if rows > MOST_ROWS_OF_FLOATS and self._way is Way.FLOATS:
-            product = F.linear(x, self.plain(x.dtype), bias)
+        is_many = rows > MOST_ROWS_OF_FLOATS and self._way is Way.FLOATS
+        if is_many or x.dtype not in KINDS:
+            product = multiply(x, self.unpacked(), bias)
             return product if total is None else product.add_(total)
         if x.stride(1) != 1:
             x = x.contiguous()
@@ -120,16 +130,21 @@ class PackedInt8:
             len(self._inputs),
             rows,
             x.stride(0),
+            self._digits,
             torch.get_num_threads(),
         )
         if status:
             raise EngineError("no memory for the digits of a product's rows")
         return out
 
-    def plain(self, dtype: torch.dtype) -> Tensor:
-        """The numbers it stands for, ``[outputs, inputs]``."""
-        values = unpack(self.packed)[:, self._inputs.start : self._inputs.stop]
-        return (values.float() * self.scales.unsqueeze(1)).to(dtype)
+    def unpacked(self) -> Quantised:
+        """What it was made of; of a part, its own."""
+        return Quantised(
+            values=unpack(self.packed)[:, self._inputs.start : self._inputs.stop],
+            scales=self.scales.unsqueeze(0),
+            group=len(self._inputs),
+            rounds_rows=self._rounds_rows,
+        )
 
 
 def can_pack(weight: Quantised) -> bool:
@@ -169,7 +184,10 @@ def best_way() -> Way:
 
 def describe() -> str:
     """What multiplies, for people."""
-    return {Way.FLOATS: "vectors", Way.VECTORS: "VNNI", Way.TILES: "AMX for int8"}[best_way()]
+    if find_int8() is None:
+        return "by torch"
+    found = {Way.FLOATS: "vectors", Way.VECTORS: "VNNI", Way.TILES: "AMX for int8"}[best_way()]
+    return f"packed, compiled ({found})"
 
 
 def _groups(matrix: Tensor, *, packed: bool = False) -> list[Tensor]:

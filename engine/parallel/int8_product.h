@@ -25,6 +25,12 @@ namespace {
 using gs::index_t;
 constexpr index_t kOutputs = 16, kInputs = 64;  // of a tile
 
+// What keeps all of a number (see int8_digits.h): as many bits as sums have, and of bfloat16 twice its own.
+template <class T>
+constexpr int kWhole = std::is_same<T, gs::BFloat16>::value ? 2 : 3;
+
+constexpr float kLeastAmount = 1e-12f;  // rows of zeros have some scale, too
+
 template <class T>
 struct Product {
   const int8_t* weight;
@@ -34,6 +40,7 @@ struct Product {
   const T* total;       // [rows, outputs] added to the product, or null
   T* out;               // [rows, outputs], rows apart by out_stride, as those of total
   index_t outputs, inputs, rows, x_stride, out_stride, pitch;
+  int digits;  // signed bytes that a number of a row is written in; one: it is rounded to int8
 
   // The group of outputs from ``first``, and where the last ends.
   const int8_t* group(index_t first) const { return weight + first * pitch; }

@@ -17,10 +17,8 @@ constexpr index_t kMostOfTeam = std::is_same<T, gs::BFloat16>::value ? 56 : kMos
 // take longer.
 template <class T>
 Digits in_digits(const Product<T>& p, bool has_starts) {
-  const index_t padded = gs::round_up(p.inputs, kInputs), most = gs::round_up(p.rows, kPanel);
-  const Digits digits{gs::scratch<int8_t, 40>(most * kDigits * padded), gs::scratch<float, 41>(most),
-                      has_starts ? gs::scratch<int32_t, 45>(most * kDigits) : nullptr, padded, p.rows};
-  for (index_t row = 0; row < p.rows; ++row) write_digits(p, digits, row);
+  const Digits digits = room_for(p.rows, p.inputs, p.digits, has_starts);
+  write_rows(p, digits, 0, p.rows);
   return digits;
 }
 

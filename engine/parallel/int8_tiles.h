@@ -58,12 +58,13 @@ void multiply_panel(const Product<T>& p, const int8_t* digits, index_t padded, i
 // Outputs ``begin`` to ``end`` of all rows of ``digits``.
 template <class T>
 void multiply_tiles(const Product<T>& p, const Digits& digits, index_t begin, index_t end) {
-  alignas(64) int32_t sums[kPanel * kDigits * kOutputs];
+  alignas(64) int32_t sums[kPlaces * kOutputs];
   gs::TileConfig config;
-  if (digits.rows * kDigits < 16) config.rows[0] = config.rows[6] = digits.rows * kDigits;
+  const index_t places = digits.rows * digits.count;
+  if (places < 16) config.rows[0] = config.rows[6] = places;
   _tile_loadconfig(&config);
   for (index_t block = begin; block < end; block += kBlock * kOutputs)
-    for (index_t panel = 0; panel * kPanel < digits.rows; ++panel)
+    for (index_t panel = 0; panel < digits.num_panels(); ++panel)
       for (index_t first = block; first < std::min(end, block + kBlock * kOutputs);
            first += kOutputs) {
         const int8_t* bytes = digits.panel(panel);
@@ -75,7 +76,7 @@ void multiply_tiles(const Product<T>& p, const Digits& digits, index_t begin, in
           case 5: multiply_panel<T, 5>(p, bytes, digits.padded, first, sums); break;
           case 6: multiply_panel<T, 6>(p, bytes, digits.padded, first, sums); break;
         }
-        finish_rows(p, digits, panel * kPanel, digits.panel_rows(panel), first, sums);
+        finish_rows(p, digits, panel * digits.panel_size(), digits.panel_rows(panel), first, sums);
       }
   _tile_release();
 }

@@ -8,64 +8,71 @@
 namespace int8 {
 namespace {
 
-constexpr index_t kRowsTogether = 8;  // three sums each, of 32 registers
+constexpr int kSums = 24;  // of 32 registers
 
-// ``kRows`` rows from ``row``, all in one panel, times the group of outputs from ``first``:
-// sums[kRows][digits][16].
-template <class T, int kRows>
-void multiply_few(const Product<T>& p, const Digits& all, index_t row, index_t first,
-                  int32_t* sums) {
+// A weight's outputs that are multiplied together; ``skipped`` bytes lie between it and the next.
+struct Group {
+  const int8_t* weight;
+  index_t width, inputs, skipped;
+};
+
+// ``kCount`` digits of rows from ``row``, all in one panel, times a group: sums[kCount][16].
+template <int kCount>
+void multiply_few(const Group& group, const Digits& all, index_t row, int32_t* sums) {
   constexpr index_t kAhead = 4096;  // bytes ahead that memory is asked for
-  const index_t panel = row / kPanel, step = all.tiles(panel) * kTileBytes;
-  const int8_t* digits = all.panel(panel) + row % kPanel * kDigits * kInputs;
-  const int8_t* weight = p.group(first);
-  const index_t stride = p.width(first) * 4;
-  const __mmask16 lanes = first_lanes(p.width(first));
-  __m512i found[kRows][kDigits];
-  for (int r = 0; r < kRows; ++r)
-    for (int d = 0; d < kDigits; ++d)
-      found[r][d] = _mm512_set1_epi32(all.starts[(row + r) * kDigits + d]);
-  for (index_t k = 0; k < p.inputs; k += kInputs, digits += step) {
-    const index_t count = std::min(kInputs, p.inputs - k);
-    const index_t ahead = k + kAhead / kOutputs < p.inputs ? kAhead : kAhead + p.skipped();
+  const index_t panel = row / all.panel_size(), step = all.tiles(panel) * kTileBytes;
+  const int8_t* digits = all.panel(panel) + row % all.panel_size() * all.count * kInputs;
+  const int8_t* weight = group.weight;
+  const index_t stride = group.width * 4;
+  const __mmask16 lanes = first_lanes(group.width);
+  __m512i found[kCount];
+#pragma GCC unroll 24
+  for (int d = 0; d < kCount; ++d) found[d] = _mm512_set1_epi32(all.starts[row * all.count + d]);
+  for (index_t k = 0; k < group.inputs; k += kInputs, digits += step) {
+    const index_t count = std::min(kInputs, group.inputs - k);
+    const index_t ahead = k + kAhead / kOutputs < group.inputs ? kAhead : kAhead + group.skipped;
     for (index_t i = 0; i < count; i += 4, weight += stride) {
       _mm_prefetch(reinterpret_cast<const char*>(weight) + ahead, _MM_HINT_T0);
       const __m512i raised = _mm512_xor_si512(_mm512_maskz_loadu_epi32(lanes, weight),
                                               _mm512_set1_epi8(-128));
-      for (int r = 0; r < kRows; ++r)
-        for (int d = 0; d < kDigits; ++d) {
-          int32_t four;
-          std::memcpy(&four, digits + (r * kDigits + d) * kInputs + i, sizeof four);
-          found[r][d] = _mm512_dpbusd_epi32(found[r][d], raised, _mm512_set1_epi32(four));
-        }
+#pragma GCC unroll 24
+      for (int d = 0; d < kCount; ++d) {
+        int32_t four;
+        std::memcpy(&four, digits + d * kInputs + i, sizeof four);
+        found[d] = _mm512_dpbusd_epi32(found[d], raised, _mm512_set1_epi32(four));
+      }
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int d = 0; d < kDigits; ++d)
-      _mm512_store_si512(sums + (r * kDigits + d) * kOutputs, found[r][d]);
+#pragma GCC unroll 24
+  for (int d = 0; d < kCount; ++d) _mm512_store_si512(sums + d * kOutputs, found[d]);
+}
+
+// The same of ``count``, kSums at most.
+template <int kCount = kSums>
+void multiply_up_to(index_t count, const Group& group, const Digits& all, index_t row,
+                    int32_t* sums) {
+  if constexpr (kCount > 1)
+    if (count < kCount) return multiply_up_to<kCount - 1>(count, group, all, row, sums);
+  multiply_few<kCount>(group, all, row, sums);
 }
 
 // Outputs ``begin`` to ``end`` of all rows of ``digits``.
 template <class T>
 void multiply_vectors(const Product<T>& p, const Digits& digits, index_t begin, index_t end) {
-  alignas(64) int32_t sums[kRowsTogether * kDigits * kOutputs];
+  alignas(64) int32_t sums[kSums * kOutputs];
+  const index_t most = kSums / digits.count, size = digits.panel_size();
   for (index_t block = begin; block < end; block += kBlock * kOutputs)
-    for (index_t row = 0; row < digits.rows; row += kRowsTogether)
+    for (index_t row = 0, count; row < digits.rows; row += count) {
+      // A panel's rows in parts of about one size: a few sums alone would wait for each other.
+      const index_t left = std::min(size - row % size, digits.rows - row);
+      count = gs::ceil_div(left, gs::ceil_div(left, most));
       for (index_t first = block; first < std::min(end, block + kBlock * kOutputs);
            first += kOutputs) {
-        const index_t count = std::min(kRowsTogether, digits.rows - row);
-        switch (count) {
-          case 1: multiply_few<T, 1>(p, digits, row, first, sums); break;
-          case 2: multiply_few<T, 2>(p, digits, row, first, sums); break;
-          case 3: multiply_few<T, 3>(p, digits, row, first, sums); break;
-          case 4: multiply_few<T, 4>(p, digits, row, first, sums); break;
-          case 5: multiply_few<T, 5>(p, digits, row, first, sums); break;
-          case 6: multiply_few<T, 6>(p, digits, row, first, sums); break;
-          case 7: multiply_few<T, 7>(p, digits, row, first, sums); break;
-          case 8: multiply_few<T, 8>(p, digits, row, first, sums); break;
-        }
+        const Group group{p.group(first), p.width(first), p.inputs, p.skipped()};
+        multiply_up_to(count * digits.count, group, digits, row, sums);
         finish_rows(p, digits, row, count, first, sums);
       }
+    }
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // Products with int8 weights, each row of which has a scale; called by engine/parallel/int8.py.
 //
 // With AMX or VNNI rows are split into digits (int8_digits.h), and for many rows of bfloat16 weights
-// are widened (int8_widened.h); elsewhere weights are widened to float32 in registers.
+// are widened (int8_widened.h); elsewhere weights are widened to float32 in registers. Rows may be
+// rounded to int8, everywhere alike.
 
 #include "few_floats.h"
 #include "int8_tiles.h"
@@ -13,12 +14,27 @@ namespace {
 
 enum class Way { kFloats, kVectors, kTiles };
 
-// Rows of bfloat16 from which on their digits are slower.
+// Rows of bfloat16 from which on their digits are slower than a widened weight: three of them, as
+// measured; two may not be, which was not.
 constexpr index_t kManyForTiles = 65, kManyForVectors = 57;
 
 constexpr int kVectors = kOutputs / gs::kWidth<float>;  // that hold one input of a group
 // Rows that share a widened weight: their sums take half of the registers at most.
 constexpr int kTogether = std::min(8, gs::kNumRegisters / 2 / kVectors);
+
+// Numbers of ``row``, kept ``apart``, as floats; rounded to -127 to 127 where that is asked, as
+// write_digits rounds them. What one of them stands for.
+template <class T>
+float lay_out_floats(const Product<T>& p, index_t row, float* to, index_t apart) {
+  const T* x = p.x + row * p.x_stride;
+  for (index_t k = 0; k < p.inputs; ++k) to[k * apart] = gs::in_compute(x[k]);
+  if (p.digits != 1) return 1;
+  float most = 0;
+  for (index_t k = 0; k < p.inputs; ++k) most = std::max(most, std::abs(to[k * apart]));
+  const float unit = std::max(most, kLeastAmount) / 127, factor = 1 / unit;
+  for (index_t k = 0; k < p.inputs; ++k) to[k * apart] = std::nearbyint(to[k * apart] * factor);
+  return unit;
+}
 
 // ``x[inputs][kRows]`` times the group of outputs from ``first``: sums[kRows][16].
 template <int kRows, class T>
@@ -54,16 +70,18 @@ inline void narrow(float x, gs::BFloat16* to) {
   to->bits = x == x ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : 0x7fc0;
 }
 
-// Outputs ``begin`` to ``end`` of ``kRows`` rows from ``row``; ``x`` as multiply_group reads it.
+// Outputs ``begin`` to ``end`` of ``kRows`` rows from ``row``; ``x`` as multiply_group reads it, in units
+// of ``units``.
 template <int kRows, class T>
-void multiply_rows(const Product<T>& p, const float* x, index_t row, index_t begin, index_t end) {
+void multiply_rows(const Product<T>& p, const float* x, const float* units, index_t row,
+                   index_t begin, index_t end) {
   alignas(64) float sums[kRows * kOutputs];
   for (index_t first = begin; first < end; first += kOutputs) {
     multiply_group<kRows>(p, x, first, sums);
     for (int r = 0; r < kRows; ++r)
       for (index_t i = 0; i < p.width(first); ++i) {
         const index_t to = (row + r) * p.out_stride + first + i;
-        float sum = sums[r * kOutputs + i] * p.scales[first + i];
+        float sum = sums[r * kOutputs + i] * units[r] * p.scales[first + i];
         if (p.bias) sum += gs::in_compute(p.bias[first + i]);
         if (p.total) sum += gs::in_compute(p.total[to]);
         narrow(sum, p.out + to);
@@ -76,10 +94,10 @@ void multiply_some(const Product<T>& p, index_t row, index_t rows, int threads) 
   if constexpr (kRows > 1)
     if (rows < kRows) return multiply_some<kRows - 1>(p, row, rows, threads);
   float* x = gs::scratch<float, 42>(p.inputs * kRows);
-  for (index_t r = 0; r < kRows; ++r)
-    for (index_t k = 0; k < p.inputs; ++k) x[k * kRows + r] = gs::in_compute(p.x[(row + r) * p.x_stride + k]);
+  float units[kRows];
+  for (index_t r = 0; r < kRows; ++r) units[r] = lay_out_floats(p, row + r, x + r, kRows);
   share_outputs(p.outputs, threads, [&](index_t begin, index_t end) {
-    multiply_rows<kRows>(p, x, row, begin, end);
+    multiply_rows<kRows>(p, x, units, row, begin, end);
   });
 }
 
@@ -102,17 +120,12 @@ Way best_way() {
 #ifdef GS_HAS_VNNI
 template <class T>
 void multiply_by_digits(Product<T> p, Way way, int threads) {
-  const index_t all = p.rows, padded = gs::round_up(p.inputs, kInputs);
-  const index_t most = gs::round_up(std::min(all, kMostRows), kPanel);
-  // A little more than is written: whole tiles are read.
-  int8_t* bytes = gs::scratch<int8_t, 40>(most * kDigits * padded);
-  float* units = gs::scratch<float, 41>(most);
-  int32_t* starts = way == Way::kTiles ? nullptr : gs::scratch<int32_t, 45>(most * kDigits);
+  const index_t all = p.rows;
+  Digits digits = room_for(std::min(all, kMostRows), p.inputs, p.digits, way == Way::kVectors);
   for (index_t done = 0; done < all; done += kMostRows) {
-    p.rows = std::min(kMostRows, all - done);
-    const Digits digits{bytes, units, starts, padded, p.rows};
+    p.rows = digits.rows = std::min(kMostRows, all - done);
     gs::share_rows(threads, p.rows, p.inputs, [&](index_t first, index_t last) {
-      for (index_t row = first; row < last; ++row) write_digits(p, digits, row);
+      write_rows(p, digits, first, last);
     });
     share_outputs(p.outputs, threads, [&](index_t begin, index_t end) {
 #ifdef GS_HAS_AMX_INT8
@@ -128,13 +141,14 @@ void multiply_by_digits(Product<T> p, Way way, int threads) {
 
 template <class T>
 void multiply_by_bytes(const Product<T>& p, Way way, int threads) {
+  [[maybe_unused]] const bool is_whole = p.digits > 1;  // what widening keeps, too
   if constexpr (std::is_same_v<T, gs::BFloat16>) {
 #ifdef GS_HAS_AMX_INT8
-    if (way == Way::kTiles && p.rows >= kManyForTiles) return multiply_widened(p, threads);
+    if (is_whole && way == Way::kTiles && p.rows >= kManyForTiles) return multiply_widened(p, threads);
 #endif
 #ifdef GS_HAS_WIDENED
     // Where products of bfloat16 are slow (see widens()) digits of any number of rows are faster.
-    if (way == Way::kVectors && p.rows >= kManyForVectors && !widens())
+    if (is_whole && way == Way::kVectors && p.rows >= kManyForVectors && !widens())
       return multiply_by_widening(p, threads);
 #endif
   }
@@ -155,11 +169,12 @@ extern "C" {
 int gs_int8_way() { return int(int8::best_way()); }
 
 // ``kind``: float32 (0), bfloat16 (1), float16 (2). Inputs are a multiple of 4; ``pitch``: those of the
-// whole weight. Not 0: there is no memory for the rows' digits.
+// whole weight. ``digits`` of rows: 1 to 3, or 0 for those that keep their numbers whole (by floats all
+// but 1 do). Not 0: there is no memory for them.
 int gs_multiply_int8(int kind, int way, const int8_t* weight, const float* scales,
                       const void* x, const void* bias, const void* total, void* out,
                       index_t pitch, index_t outputs, index_t inputs, index_t rows,
-                      index_t x_stride, int threads) {
+                      index_t x_stride, int digits, int threads) {
   auto run = [&](auto one) {
     using T = decltype(one);
     const int8::Product<T> p{weight,
@@ -173,7 +188,8 @@ int gs_multiply_int8(int kind, int way, const int8_t* weight, const float* scale
                        rows,
                        x_stride,
                        outputs,
-                       pitch};
+                       pitch,
+                       digits ? digits : int8::kWhole<T>};
 #ifdef GS_HAS_VNNI
     if (way != int(Way::kFloats)) return int8::multiply_by_bytes(p, Way(way), threads);
 #endif

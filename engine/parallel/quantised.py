@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -23,7 +23,7 @@ from engine.parallel.int8_library import as_held_on_cpu
 from engine.spec.model import DType, ModelConfig
 from engine.spec.quantisation import WeightFormat
 
-TORCH_FORMATS = {WeightFormat.FP8: torch.float8_e4m3fn, WeightFormat.INT8: torch.int8}
+TORCH_FORMATS = {form: torch.int8 if form.is_int8 else torch.float8_e4m3fn for form in WeightFormat}
 # The largest numbers of each format that are used.
 MOST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 # Rows of zeros have some scale, too.
@@ -38,12 +38,13 @@ ALIGNED = 16
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
     """A weight or a view of one: ``values[rows, columns]``, ``scales`` f32[groups, rows], of which
-    one is for ``group`` columns.
+    one is for ``group`` columns. ``rounds_rows``: what it is multiplied with is rounded, too.
     """
 
     values: Tensor
     scales: Tensor
     group: int
+    rounds_rows: bool = False
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -61,7 +62,7 @@ class Quantised:
     def rows(self, kept: range) -> Quantised:
         """The view of some rows."""
         cut = slice(kept.start, kept.stop)
-        return Quantised(values=self.values[cut], scales=self.scales[:, cut], group=self.group)
+        return replace(self, values=self.values[cut], scales=self.scales[:, cut])
 
     def columns(self, kept: range) -> Quantised:
         """The view of some columns, which begin and end where groups do (or the weight)."""
@@ -72,8 +73,7 @@ class Quantised:
             is_whole = is_end and kept.start % self.group == 0
             assert is_whole, f"{kept} cuts a group of {self.group} columns"
             scales = scales[kept.start // self.group : stop]
-        values = self.values[:, kept.start : kept.stop]
-        return Quantised(values=values, scales=scales, group=self.group)
+        return replace(self, values=self.values[:, kept.start : kept.stop], scales=scales)
 
     def plain(self, dtype: torch.dtype) -> Tensor:
         """The numbers it stands for, ``[rows, columns]``, multiplied in float32."""
@@ -81,9 +81,7 @@ class Quantised:
         return (self.values.float() * wide).to(dtype)
 
     def to(self, device: torch.device) -> Quantised:
-        return Quantised(
-            values=self.values.to(device), scales=self.scales.to(device), group=self.group
-        )
+        return replace(self, values=self.values.to(device), scales=self.scales.to(device))
 
 
 def join_rows(parts: Sequence[Quantised]) -> Quantised:
@@ -91,10 +89,10 @@ def join_rows(parts: Sequence[Quantised]) -> Quantised:
     first = parts[0]
     # Not all of torch's copies know fp8.
     raw = torch.cat([part.values.view(torch.uint8) for part in parts])
-    return Quantised(
+    return replace(
+        first,
         values=raw.view(first.values.dtype),
         scales=torch.cat([part.scales for part in parts], dim=1),
-        group=first.group,
     )
 
 
@@ -105,8 +103,13 @@ def quantise(weight: Tensor, form: WeightFormat) -> Quantised:
     dtype = TORCH_FORMATS[form]
     scales = row_scales(weight.float(), dtype)
     scaled = (weight.float() / scales).clamp_(-MOST[dtype], MOST[dtype])
-    values = (scaled.round_() if form is WeightFormat.INT8 else scaled).to(dtype)
-    return Quantised(values=values, scales=scales.t().contiguous(), group=weight.shape[1])
+    values = (scaled.round_() if form.is_int8 else scaled).to(dtype)
+    return Quantised(
+        values=values,
+        scales=scales.t().contiguous(),
+        group=weight.shape[1],
+        rounds_rows=form.rounds_rows,
+    )
 
 
 def row_scales(rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -121,8 +124,7 @@ def can_keep(form: WeightFormat, dtype: torch.dtype, device: torch.device) -> bo
     """
     if device.type != "cuda" or dtype not in DTYPES or importlib.util.find_spec("triton") is None:
         return False
-    is_any = form is WeightFormat.INT8
-    return is_any or torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+    return form.is_int8 or torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 def as_held(
@@ -145,11 +147,14 @@ def as_held(
 def multiply(x: Tensor, weight: Quantised, bias: Tensor | None = None) -> Tensor:
     """``x[n, columns]`` -> ``[n, rows]`` plus ``bias[rows]``, in the dtype of ``x``.
 
-    With int8 weights, in float32, and of one row, the weights alone are rounded. Several rows of
-    16 bits are rounded to fp8 as fp8 weights are, each (or each group of it) by a scale of its own,
-    and both are multiplied as they are. On a CPU this is the reference: exact products with the
-    plain weight, which is made anew each time (:mod:`engine.parallel.int8` has the fast ones).
+    On CUDA with int8 weights, in float32, and of one row, the weights alone are rounded. Several
+    rows of 16 bits are rounded to fp8 as fp8 weights are, each (or each group of it) by a scale of
+    its own, and both are multiplied as they are. On a CPU this is the reference: products with the
+    plain weight, which is made anew each time (:mod:`engine.parallel.int8` has the fast ones), of
+    rows that are rounded to int8 where the weight asks for it.
     """
+    if not x.is_cuda and weight.rounds_rows:
+        return _rounded_product(x, weight, bias)
     if not x.is_cuda:
         return F.linear(x, weight.plain(x.dtype), bias)
     from engine.kernels.gpu import scaled  # it needs Triton
@@ -165,6 +170,24 @@ def multiply(x: Tensor, weight: Quantised, bias: Tensor | None = None) -> Tensor
     return scaled.product(
         rounded, x_scales, weight.values, weight.scales, weight.group, bias, dtype=x.dtype
     )
+
+
+def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x[n, columns]`` -> whole numbers of -127 to 127, and what one of them stands for,
+    ``[n, 1]``; both in float32, or float64 where ``x`` is.
+
+    The largest number of a row becomes 127; halves go to even numbers. A row with a number that is
+    not finite has none that is.
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    units = row_scales(x, torch.int8).to(wide)
+    return (x.to(wide) * units.reciprocal()).round_(), units
+
+
+def _rounded_product(x: Tensor, weight: Quantised, bias: Tensor | None) -> Tensor:
+    rounded, units = round_rows(x)
+    product = F.linear(rounded, weight.plain(rounded.dtype)).mul_(units)
+    return (product if bias is None else product.add_(bias)).to(x.dtype)
 
 
 def rounds_inputs(dtype: torch.dtype, weight: Quantised) -> bool:

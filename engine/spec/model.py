@@ -202,16 +202,19 @@ class ModelConfig:
 
     def quantised(self, form: WeightFormat) -> ModelConfig:
         """The same model, its layers quantised in ``form`` as they are loaded where they are not
-        yet.
+        yet; int8 ones with rows rounded, or not, as ``form`` says.
 
         Raises:
             CheckpointError: the checkpoint is quantised in another format.
         """
-        if self.quantisation is None:
+        found = self.quantisation
+        if found is None:
             return replace(self, quantisation=Quantisation(format=form, at_load=True))
-        if self.quantisation.format is not form:
+        if found.format.is_int8 and form.is_int8:
+            return replace(self, quantisation=replace(found, format=form))
+        if found.format is not form:
             raise CheckpointError(
-                f"the checkpoint's weights are in {self.quantisation.format} already, and are not "
+                f"the checkpoint's weights are in {found.format} already, and are not "
                 f"quantised again in {form}; leave --quantization out"
             )
         return self

@@ -40,10 +40,25 @@ READABLE = (
 
 
 class WeightFormat(StrEnum):
-    """Formats of quantised weights, one byte each: fp8 is e4m3, both are symmetric about zero."""
+    """Formats of quantised weights, one byte each: fp8 is e4m3, all are symmetric about zero.
+
+    ``W8A8`` is int8 whose products round what they are multiplied with too, each row (a token's) by
+    a scale of its own: the scheme of that name of llm-compressor, vLLM's int8.
+    """
 
     FP8 = "fp8"
     INT8 = "int8"
+    W8A8 = "w8a8"
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether weights are int8."""
+        return self is not WeightFormat.FP8
+
+    @property
+    def rounds_rows(self) -> bool:
+        """Whether a CPU rounds rows, too."""
+        return self is WeightFormat.W8A8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +162,9 @@ def _read_compressed(entry: ConfigReader) -> Quantisation:
         raise CheckpointError(f"{entry.where}: transform_config is not supported")
     groups = entry.object("config_groups")
     kinds = set() if groups is None else {_read_group(groups, name) for name in groups.raw}
+    if (WeightFormat.INT8, None) in kinds:
+        # Rows are rounded where all groups ask for it, else nowhere.
+        kinds.discard((WeightFormat.W8A8, None))
     if len(kinds) != 1:
         raise CheckpointError(
             f"{entry.where}: config_groups name {len(kinds)} ways to quantise weights; one is read"
@@ -179,7 +197,23 @@ def _read_group(groups: ConfigReader, name: str) -> tuple[WeightFormat, tuple[in
             raise CheckpointError(
                 f"{weights.where}: strategy {other!r} is not supported (tensor, channel, block)"
             )
-    return WeightFormat.FP8 if kind == "float" else WeightFormat.INT8, block
+    if kind == "float":
+        return WeightFormat.FP8, block
+    assert group is not None, "it has weights"
+    is_rounded = block is None and _rounds_tokens(group)
+    return WeightFormat.W8A8 if is_rounded else WeightFormat.INT8, block
+
+
+def _rounds_tokens(group: ConfigReader) -> bool:
+    """Whether activations are declared as int8 with a scale for each token, found as they come."""
+    told = group.object("input_activations")
+    return (
+        told is not None
+        and (told.integer("num_bits", 8), told.word("type", "int")) == (8, "int")
+        and told.find("dynamic") is True
+        and told.find("strategy") == "token"
+        and told.find("symmetric") is not False
+    )
 
 
 def _block(found: Any, where: str) -> tuple[int, int]:

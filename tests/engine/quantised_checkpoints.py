@@ -47,6 +47,12 @@ def _compressed(strategy: str, **weights: Any) -> dict[str, Any]:
     }
 
 
+def _compressed_int8(**activations: Any) -> dict[str, Any]:
+    entry = _compressed("channel", type="int") | {"format": "int-quantized"}
+    entry["config_groups"]["group_0"]["input_activations"] |= activations
+    return entry
+
+
 KINDS = {
     "fp8-block": Kind(
         entry={
@@ -70,11 +76,17 @@ KINDS = {
         entry=_compressed("block", block_structure=[BLOCK, BLOCK]), scales="block"
     ),
     "compressed-int8": Kind(
-        entry=_compressed("channel", type="int") | {"format": "int-quantized"},
+        entry=_compressed_int8(),
         scales="channel",
         is_int8=True,
     ),
 }
+# A CPU rounds activations, too, so it does not answer as the numbers of its weights alone.
+W8A8 = Kind(
+    entry=_compressed_int8(type="int", strategy="token", symmetric=True),
+    scales="channel",
+    is_int8=True,
+)
 
 
 def quantise_checkpoint(source: Path, target: Path, plain: Path, kind: Kind) -> None:

@@ -19,7 +19,8 @@ from engine.kernels.kv_cache import LayerCache, allocate_cache
 from engine.kernels.layer import HeadShape, LayerKernels
 from engine.models.rope import rope_table
 from engine.parallel.communicator import Communicator
-from engine.parallel.products import OutputProduct, split_outputs
+from engine.parallel.products import OutputProduct, Weight, split_outputs
+from engine.parallel.quantised import as_held, quantise
 from engine.rank.runner import TORCH_DTYPES
 from engine.spec.model import ModelConfig
 from engine.spec.modes import BASE
@@ -192,12 +193,13 @@ class _Operators:
         return rows
 
     def _products(self, gemm: GemmShape, num_copies: int) -> list[OutputProduct]:
-        """Copies of a layer's weight, each packed where the engine would."""
+        """Copies of a layer's weight, each packed or quantised where the engine would."""
         whole = {BASE: range(gemm.n)}
-        return [
-            split_outputs(weight, None, whole, may_pack=True)
-            for weight in self._weight(gemm, num_copies)
-        ]
+        held = as_held(self._model, None, self._dtype, self._device).quantisation
+        weights: list[Weight] = list(self._weight(gemm, num_copies))
+        if held is not None and held.is_kept:
+            weights = [quantise(weight, held.format) for weight in self._weight(gemm, num_copies)]
+        return [split_outputs(weight, None, whole, may_pack=True) for weight in weights]
 
     def _layer_seconds(
         self, m: int, layer: Sequence[GemmShape], products: list[list[OutputProduct]]

@@ -39,13 +39,17 @@ def test_a_checkpoint_is_quantised_as_it_is_loaded(
     words = ("--prompt-ids", "0,7,9", "--max-tokens", 1, "--ignore-eos", "--logits-out")
     answers = {
         "plain": _generate(run, tiny_dir, *words, tmp_path / "plain"),
-        "int8": _generate(run, tiny_dir, *words, tmp_path / "int8", "--quantization", "int8"),
+        **{
+            form: _generate(run, tiny_dir, *words, tmp_path / form, "--quantization", form)
+            for form in ("int8", "w8a8")
+        },
     }
-    exact, rounded = np.load(tmp_path / "plain"), np.load(tmp_path / "int8")
-    assert 0 < abs(rounded - exact).max() < 0.1 * abs(exact).max()
+    exact, int8, w8a8 = (np.load(tmp_path / name) for name in answers)
+    assert 0 < abs(int8 - exact).max() < 0.1 * abs(exact).max()
+    assert 0 < abs(w8a8 - int8).max() < 0.1 * abs(exact).max(), "activations are rounded, too"
     if find_compiler():  # without one a CPU makes them plain again
         bytes_of = {name: a["weight_bytes_per_rank"][0][0] for name, a in answers.items()}
-        assert bytes_of["int8"] < 0.6 * bytes_of["plain"]
+        assert bytes_of["w8a8"] == bytes_of["int8"] < 0.6 * bytes_of["plain"]
 
 
 def test_a_prompt_may_be_ids_and_logits_go_to_a_file(

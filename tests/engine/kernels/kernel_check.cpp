@@ -22,7 +22,8 @@ int gs_attend(int dtype, const gs::Shape* shape, const gs::Step* step, void* key
 int gs_int8_way();
 int gs_multiply_int8(int kind, int way, const int8_t* weight, const float* scales, const void* x,
                      const void* bias, const void* total, void* out, int64_t pitch,
-                     int64_t outputs, int64_t inputs, int64_t rows, int64_t x_stride, int threads);
+                     int64_t outputs, int64_t inputs, int64_t rows, int64_t x_stride, int digits,
+                     int threads);
 int gs_most_few(int is_narrow);
 int gs_has_parts(int is_narrow);
 void gs_multiply_few(int is_narrow, const void* weight, const void* x, const void* bias,
@@ -268,8 +269,8 @@ class Attention {
 };
 
 // Rows ``apart`` of x times weight(output, input), plus bias and what was there, against ``out``.
-template <class T, class Weight>
-void check_product(const char* what, const std::vector<T>& x, index_t apart, const Weight& weight,
+template <class T, class X, class Weight>
+void check_product(const char* what, const std::vector<X>& x, index_t apart, const Weight& weight,
                    const std::vector<T>* bias, const std::vector<T>* total,
                    const std::vector<T>& out, index_t rows, index_t outputs, index_t inputs) {
   for (index_t r = 0; r < rows; ++r)
@@ -280,6 +281,21 @@ void check_product(const char* what, const std::vector<T>& x, index_t apart, con
       expect(what, Kind<T>::kName, wide(out[r * outputs + o]), want, Kind<T>::kProduct,
              4 * std::sqrt(double(inputs)));
     }
+}
+
+// The numbers that rows, kept ``apart``, stand for once they are rounded to int8, halves to even ones.
+template <class T>
+std::vector<double> rows_in_int8(const std::vector<T>& x, index_t rows, index_t apart,
+                                 index_t inputs) {
+  std::vector<double> found(x.size());
+  for (index_t r = 0; r < rows; ++r) {
+    float most = 1e-12f;
+    for (index_t k = 0; k < inputs; ++k) most = std::max(most, std::abs(float(wide(x[r * apart + k]))));
+    const float unit = most / 127, factor = 1 / unit;
+    for (index_t k = 0; k < inputs; ++k)
+      found[r * apart + k] = double(unit) * std::nearbyint(float(wide(x[r * apart + k])) * factor);
+  }
+  return found;
 }
 
 // The part of a packed weight from input ``skipped`` on.
@@ -297,18 +313,23 @@ void check_int8(index_t outputs, index_t pitch, index_t rows, index_t skipped) {
     }
   const auto x = drawn<T>(rows * (inputs + 40)), bias = drawn<T>(outputs);
   const auto total = drawn<T>(rows * outputs);
+  const auto in_int8 = rows_in_int8(x, rows, inputs + 40, inputs);
   auto number = [&](index_t o, index_t k) {
     return double(scales[o]) * weight[o * pitch + skipped + k];
   };
   for (int way = 0; way <= gs_int8_way(); ++way)
-    for (const bool has_bias : {true, false}) {
-      std::vector<T> out(rows * outputs);
-      gs_multiply_int8(Kind<T>::kInt8, way, packed.data() + skipped * 16, scales.data(), x.data(),
-                       has_bias ? bias.data() : nullptr, has_bias ? nullptr : total.data(),
-                       out.data(), pitch, outputs, inputs, rows, inputs + 40, kThreads);
-      check_product("int8", x, inputs + 40, number, has_bias ? &bias : nullptr,
-                    has_bias ? nullptr : &total, out, rows, outputs, inputs);
-    }
+    for (const bool has_bias : {true, false})
+      for (const int digits : {0, 1, 3}) {
+        std::vector<T> out(rows * outputs);
+        gs_multiply_int8(Kind<T>::kInt8, way, packed.data() + skipped * 16, scales.data(), x.data(),
+                         has_bias ? bias.data() : nullptr, has_bias ? nullptr : total.data(),
+                         out.data(), pitch, outputs, inputs, rows, inputs + 40, digits, kThreads);
+        auto check = [&](const char* what, const auto& numbers) {
+          check_product(what, numbers, inputs + 40, number, has_bias ? &bias : nullptr,
+                        has_bias ? nullptr : &total, out, rows, outputs, inputs);
+        };
+        digits == 1 ? check("int8 by int8", in_int8) : check("int8", x);
+      }
 }
 
 // Where a weight as oneDNN packs it has output ``o`` and input ``k``.
@@ -382,7 +403,7 @@ void check_layer() {
 
 template <class T>
 void check_products() {
-  for (const index_t rows : {1, 2, 6, 33, 70}) {
+  for (const index_t rows : {1, 2, 6, 25, 33, 70, 100}) {
     check_int8<T>(203, 100, rows, 0);
     check_int8<T>(192, 100, rows, 36);
   }

@@ -62,7 +62,7 @@ def ragged_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
-@pytest.mark.parametrize("form", [None, WeightFormat.INT8])
+@pytest.mark.parametrize("form", [None, WeightFormat.INT8, WeightFormat.W8A8])
 def test_one_call_gives_the_bits_of_the_calls_one_by_one(
     world: World,
     monkeypatch: pytest.MonkeyPatch,

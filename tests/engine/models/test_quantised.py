@@ -22,7 +22,7 @@ from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.quantisation import WeightFormat
 from tests.engine.checkpoints import family_config, reference, write_checkpoint
-from tests.engine.quantised_checkpoints import KINDS, quantise_checkpoint
+from tests.engine.quantised_checkpoints import KINDS, W8A8, quantise_checkpoint
 from tests.engine.step_driver import DrivenSequence, StepDriver
 from tests.engine.thread_ranks import ThreadReplica, ThreadWorld
 
@@ -53,7 +53,7 @@ def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
             both = folders[name] / "quantised", folders[name] / "plain"
-            quantise_checkpoint(source, *both, KINDS[name])
+            quantise_checkpoint(source, *both, W8A8 if name == "w8a8" else KINDS[name])
         return folders[name]
 
     return make
@@ -105,7 +105,7 @@ def test_every_plan_of_a_quantised_checkpoint_answers_alike(
     assert_same(answers(folder, plan), answers(folder))
 
 
-@pytest.mark.parametrize("form", list(WeightFormat))
+@pytest.mark.parametrize("form", [WeightFormat.FP8, WeightFormat.INT8])
 def test_a_plain_checkpoint_is_quantised_alike_under_every_plan(
     source: Path, form: WeightFormat
 ) -> None:
@@ -155,6 +155,43 @@ def test_int8_with_its_head_answers_alike_with_a_compiler_and_without(
     for resident, planned in sizes:
         assert resident == planned
     assert sizes[0][0] < 0.5 * sizes[1][0]
+
+
+def assert_near(got: list[DrivenSequence], wanted: list[DrivenSequence], bound: float) -> None:
+    """The first logits, up to where tokens may part, by their largest."""
+    for a, b in zip(got, wanted, strict=True):
+        assert 0 < abs(a.logits[0] - b.logits[0]).max() < bound * abs(b.logits[0]).max()
+
+
+def test_a_published_w8a8_checkpoint_rounds_activations_unless_int8_is_asked_for(
+    made: Callable[[str], Path],
+) -> None:
+    folder = made("w8a8")
+    plain = answers(folder / "plain")
+    assert_same(answers(folder / "quantised", form=WeightFormat.INT8), plain)
+    assert_near(answers(folder / "quantised"), plain, 0.1)
+
+
+def test_w8a8_answers_nearly_alike_with_a_compiler_and_without(
+    tied: Path, without_compiler: Callable[[], None]
+) -> None:
+    """What a float's last bit moves over a half is rounded the other way: a 127th of a number."""
+    model = ModelConfig.from_dir(tied).quantised(WeightFormat.W8A8)
+    found = answers(tied, form=WeightFormat.W8A8)
+    resident, planned = sizes_on_cpu(tied, model, "tp=1")
+    assert resident == planned
+    without_compiler()
+    alone = answers(tied, form=WeightFormat.W8A8)
+    assert sizes_on_cpu(tied, model, "tp=1") == (resident, planned), "torch's rows are rounded, too"
+    for a, b in zip(found, alone, strict=True):
+        assert abs(a.logits[0] - b.logits[0]).max() < 5e-3 * abs(b.logits[0]).max()
+
+
+@pytest.mark.parametrize("plan", ["tp=2", "sp=2,shift"])
+def test_plans_of_w8a8_differ_by_its_rounding(made: Callable[[str], Path], plan: str) -> None:
+    """Columns that are cut have units of their own, which are finer."""
+    folder = made("w8a8") / "quantised"
+    assert_near(answers(folder, plan), answers(folder), 0.1)
 
 
 def sizes_on_cpu(folder: Path, model: ModelConfig, plan: str) -> tuple[int, int]:

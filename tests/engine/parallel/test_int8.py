@@ -22,7 +22,7 @@ from engine.parallel.products import (
     split_inputs,
     split_outputs,
 )
-from engine.parallel.quantised import Quantised, quantise
+from engine.parallel.quantised import Quantised, multiply, quantise, round_rows
 from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import BASE, SHIFT, Mode
 from engine.spec.quantisation import WeightFormat
@@ -40,8 +40,8 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _weight(rows: int, columns: int) -> Quantised:
-    return quantise(_random(rows, columns), WeightFormat.INT8)
+def _weight(rows: int, columns: int, form: WeightFormat = WeightFormat.INT8) -> Quantised:
+    return quantise(_random(rows, columns), form)
 
 
 def _exact(x: Tensor, weight: Quantised) -> Tensor:
@@ -98,8 +98,70 @@ def test_any_number_of_rows_is_multiplied_with_bias_or_added(dtype: torch.dtype,
 
 
 @compiled
-def test_a_row_does_not_depend_on_its_company_nor_on_rows_that_are_no_numbers() -> None:
-    product, x = PackedInt8(_weight(64, 128)), _random(40, 128)
+@pytest.mark.parametrize("way", list(Way))
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_rows_are_rounded_as_by_torch(dtype: torch.dtype, way: Way) -> None:
+    if way > best_way():
+        pytest.skip("not these instructions")
+    for outputs, inputs in ((203, 100), (64, 64), (1, 4), (48, 1028)):
+        weight = _weight(outputs, inputs, WeightFormat.W8A8)
+        product = PackedInt8(weight, way=way)
+        bias = _random(outputs, seed=4).to(dtype)
+        for rows in (*ROWS, 24, 25, 97):
+            x = _random(rows, inputs + 60, seed=rows).to(dtype)[:, 60:]  # rows apart
+            total = _random(rows, outputs, seed=5).to(dtype)
+            plain, with_bias = multiply(x, weight), multiply(x, weight, bias)
+            _close(product(x), plain.double())
+            _close(product(x, bias), with_bias.double())
+            _close(product(x, None, total), (plain.float() + total.float()).double())
+
+
+def test_the_oracle_rounds_within_half_a_unit_of_the_largest() -> None:
+    x = _random(9, 300)
+    x[1] *= 1e5
+    x[2] = 0.0
+    rounded, units = round_rows(x)
+    assert rounded.abs().amax(1).tolist() == [127, 127, 0, *[127] * 6]
+    torch.testing.assert_close(units[:, 0], x.abs().amax(1).clamp_min(1e-12) / 127)
+    assert bool(((rounded * units - x).abs() <= units * 0.5001).all())
+    halves = torch.tensor([[127.0, 0.5, 1.5, -2.5]])
+    assert round_rows(halves)[0].tolist() == [[127.0, 0.0, 2.0, -2.0]], "to even numbers"
+
+
+@compiled
+def test_two_digits_keep_all_of_bfloat16_down_to_a_64th_of_the_largest() -> None:
+    weight, x = _weight(64, 256), _random(30, 256).to(torch.bfloat16)
+    assert torch.equal(PackedInt8(weight)(x), PackedInt8(weight, digits=2)(x)), "what it gets"
+    x[x.abs() * 64 < x.abs().amax(1, keepdim=True)] = 0.0
+    exact = _exact(x, weight)
+    apart = (PackedInt8(weight, digits=2)(x.float()) - exact).abs().max()
+    assert float(apart) < 1e-6 * float(exact.abs().max())
+
+
+@compiled
+def test_outputs_that_are_cut_have_the_bits_of_the_whole_and_inputs_are_within_their_units() -> (
+    None
+):
+    tall, wide = (_weight(*size, WeightFormat.W8A8) for size in ((272, 96), (96, 272)))
+    outputs = split_outputs(tall, None, RANGES, may_pack=True)
+    inputs = split_inputs(wide, RANGES, may_pack=True)
+    x, y = _random(7, 96, seed=2), _random(7, 272, seed=3)
+    whole = PackedInt8(tall)(x)
+    for mode, kept in RANGES.items():
+        assert torch.equal(outputs(x, mode), whole[:, kept.start : kept.stop])
+    # Each number is off by half a unit at most, and a part's unit is no larger than the whole's.
+    found, exact = inputs(y, BASE), _exact(y, wide)
+    bound = wide.plain(torch.float32).abs().sum(1) * round_rows(y)[1] / 2
+    assert bool(((found - exact).abs() <= 1.001 * bound).all())
+    assert bool((found != exact).any())
+
+
+@compiled
+@pytest.mark.parametrize("form", [WeightFormat.INT8, WeightFormat.W8A8])
+def test_a_row_does_not_depend_on_its_company_nor_on_rows_that_are_no_numbers(
+    form: WeightFormat,
+) -> None:
+    product, x = PackedInt8(_weight(64, 128, form)), _random(40, 128)
     x[3] *= 1e6
     x[7, 5], x[9, 0], x[11] = torch.nan, torch.inf, 0.0
     together = product(x)
@@ -142,3 +204,5 @@ def test_a_cpu_keeps_int8_and_makes_fp8_plain(paced_model_dir: Path) -> None:
     assert held(WeightFormat.INT8, at_load=False) == [True, False], "the file has a plain head"
     assert held(WeightFormat.INT8, DType.FLOAT64) == [False, True]
     assert held(WeightFormat.FP8) == [False, False]
+    assert held(WeightFormat.W8A8) == [True, True]
+    assert held(WeightFormat.W8A8, DType.FLOAT64) == [True, True], "torch rounds rows there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from engine.spec.errors import CheckpointError
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.quantisation import WeightFormat
-from tests.engine.quantised_checkpoints import KINDS
+from tests.engine.quantised_checkpoints import KINDS, W8A8
 
 RAW = {
     "model_type": "llama",
@@ -79,6 +80,33 @@ def test_another_way_to_quantise_is_refused_by_its_word(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         read(entry)
+
+
+def test_activations_are_rounded_where_each_token_is_to_get_a_scale_of_its_own() -> None:
+    def read_with(**changes: object) -> WeightFormat:
+        entry = deepcopy(W8A8.entry)
+        entry["config_groups"]["group_0"]["input_activations"] |= changes
+        found = read(entry).quantisation
+        assert found is not None
+        return found.format
+
+    assert read_with() is WeightFormat.W8A8
+    for other in ({"dynamic": False}, {"strategy": "tensor"}, {"symmetric": False}):
+        assert read_with(**other) is WeightFormat.INT8
+    assert read_with(type="float") is WeightFormat.INT8
+    both = deepcopy(W8A8.entry)
+    both["config_groups"] |= KINDS["compressed-int8"].entry["config_groups"] | {
+        "group_1": both["config_groups"]["group_0"]
+    }
+    assert read(both).quantisation == read(KINDS["compressed-int8"].entry).quantisation
+
+
+def test_int8_weights_meet_rounded_activations_or_whole_ones_as_is_asked() -> None:
+    published = read(W8A8.entry)
+    assert published.quantised(WeightFormat.W8A8) == published
+    whole = published.quantised(WeightFormat.INT8)
+    assert whole == read(KINDS["compressed-int8"].entry)
+    assert whole.quantised(WeightFormat.W8A8) == published
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again() -> None:

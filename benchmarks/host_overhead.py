@@ -168,8 +168,9 @@ def _replica(
         ),
         model=model,
         settings=Settings(plan=plan, caps=caps),
-        make_executor=make_executor,
+        make_executor=lambda _: make_executor(),
         telemetry=telemetry,
+        is_closing=threading.Event(),
     )
     replica.launch()
     replica.wait_started()

@@ -1,10 +1,11 @@
 """Question: what does a tuning job lose when its worker is killed twice on the way?
 
 A job is run by a real worker process under the service's own supervisor, once undisturbed and once
-with two SIGKILLs, each somewhere inside a trial. The supervisor starts another worker, which goes
-on with the job. Then the trials, their order and the answer are compared, and how long both took
-from the moment a worker took the job up. Pairs take turns in who is first, so that a machine whose
-speed drifts drifts for both.
+with two SIGKILLs, each somewhere inside a trial: of the fork that runs jobs, in whose place its
+parent puts another one, or (``--victim parent``) of that parent, in whose place the supervisor
+starts another one. Who comes after goes on with the job. Then the trials, their order and the
+answer are compared, and how long both took from the moment a worker took the job up. Pairs take
+turns in who is first, so that a machine whose speed drifts drifts for both.
 
     python -m benchmarks.killed_worker --out benchmarks/reports/DATE-killed-worker.md
     python -m benchmarks.killed_worker --live --pairs 1
@@ -13,6 +14,7 @@ speed drifts drifts for both.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import platform
 import random
@@ -21,11 +23,14 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 from api.documents.tuning_spec import job_document
 from api.jobs.supervisor import WorkerSupervisor
@@ -45,6 +50,7 @@ NUM_RANKS = 2
 KILLED_AFTER = (1 / 3, 2 / 3)
 MOST_INTO_S = 2.0
 TARGET = 0.2
+PR_SET_CHILD_SUBREAPER = 36
 Json = dict[str, Any]
 
 
@@ -94,7 +100,21 @@ def live_spec(model_dir: Path, trials: int) -> TuningSpec:
     )
 
 
-def run(spec: TuningSpec, settings: ServiceSettings, *, kills: Sequence[int], seed: int) -> Run:
+class Victim(StrEnum):
+    """Which process is killed: the one that runs jobs, or its parent, which ends both."""
+
+    WORK = "work"
+    PARENT = "parent"
+
+
+def run(
+    spec: TuningSpec,
+    settings: ServiceSettings,
+    *,
+    kills: Sequence[int],
+    seed: int,
+    victim: Victim,
+) -> Run:
     """Run the job; a worker is killed once so many trials are done, for each of ``kills``."""
     database = Database(settings.effective_database_url)
     with database.begin() as uow:
@@ -110,16 +130,28 @@ def run(spec: TuningSpec, settings: ServiceSettings, *, kills: Sequence[int], se
                 state, done = uow.jobs.get(job_id).state, uow.trials.count(job_id)
             if state.is_final:
                 break
-            if left and done >= left[0] and supervisor.pid is not None:
+            if left and done >= left[0] and _find_victim(supervisor, victim) is not None:
                 time.sleep(rng.uniform(0.0, MOST_INTO_S))
-                left.pop(0)
-                os.kill(supervisor.pid, signal.SIGKILL)
+                if (pid := _find_victim(supervisor, victim)) is not None:
+                    left.pop(0)
+                    os.kill(pid, signal.SIGKILL)
     finally:
         supervisor.stop()
+    _take_in_orphans()
     cpu_s = _children_cpu_s() - before_s
     found = _read(database, job_id, num_kills=len(kills) - len(left), cpu_s=cpu_s)
     database.close()
     return found
+
+
+def _find_victim(supervisor: WorkerSupervisor, victim: Victim) -> int | None:
+    """The process id; None while there is none."""
+    parent = supervisor.pid
+    if parent is None or victim is Victim.PARENT:
+        return parent
+    with suppress(psutil.NoSuchProcess):
+        return next((child.pid for child in psutil.Process(parent).children()), None)
+    return None
 
 
 def _looks() -> Iterator[None]:
@@ -128,6 +160,17 @@ def _looks() -> Iterator[None]:
         yield
         time.sleep(POLL_S)
     raise TimeoutError(f"the job did not end within {GIVE_UP_S:g} s")
+
+
+def _adopt_orphans() -> None:
+    """Be told of forks whose parent was killed, so that what they took counts."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _take_in_orphans() -> None:
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
 
 
 def _children_cpu_s() -> float:
@@ -191,7 +234,9 @@ class Pair:
         return sum(a == b for a, b in zip(self.calm.tried, self.killed.tried, strict=False))
 
 
-def play(spec: TuningSpec, settings: ServiceSettings, *, pairs: int, seed: int) -> list[Pair]:
+def play(
+    spec: TuningSpec, settings: ServiceSettings, *, pairs: int, seed: int, victim: Victim
+) -> list[Pair]:
     """So many pairs, each beginning with the other run than the one before."""
     after = [int(spec.trials * share) for share in KILLED_AFTER]
     found = []
@@ -199,7 +244,7 @@ def play(spec: TuningSpec, settings: ServiceSettings, *, pairs: int, seed: int) 
         runs: dict[bool, Run] = {}
         for is_killed in (nth % 2 == 0, nth % 2 == 1):
             kills = after if is_killed else []
-            runs[is_killed] = run(spec, settings, kills=kills, seed=seed + nth)
+            runs[is_killed] = run(spec, settings, kills=kills, seed=seed + nth, victim=victim)
         found.append(Pair(calm=runs[False], killed=runs[True]))
     return found
 
@@ -207,6 +252,7 @@ def play(spec: TuningSpec, settings: ServiceSettings, *, pairs: int, seed: int) 
 def main() -> int:
     """Run the pairs and report; 1 if a trial was lost or repeated, or the answer differs."""
     options = _options()
+    _adopt_orphans()
     with (
         tempfile.TemporaryDirectory(prefix="gearshift-killed-") as name,
         OtherPrograms() as others,
@@ -217,7 +263,7 @@ def main() -> int:
             spec = live_spec(Path(name) / "model", options.trials)
         else:
             spec = simulated_spec(options.trials)
-        pairs = play(spec, settings, pairs=options.pairs, seed=options.seed)
+        pairs = play(spec, settings, pairs=options.pairs, seed=options.seed, victim=options.victim)
     text = report(spec, pairs, others.share, options)
     print(text)
     if options.out is not None:
@@ -244,7 +290,8 @@ def report(
         f"* {model} on {spec.num_devices} devices ({spec.hardware}), `{spec.workload}`, "
         f"`{spec.sla}`.",
         f"* Repeat: `python -m benchmarks.killed_worker --trials {spec.trials} --pairs "
-        f"{len(pairs)} --seed {options.seed}{' --live' if options.live else ''}`",
+        f"{len(pairs)} --seed {options.seed} --victim {options.victim}"
+        f"{' --live' if options.live else ''}`",
         "",
         "| pair | undisturbed s | killed twice s | more time | CPU s of workers undisturbed | "
         "killed twice | trials kept once and told once | trials of the same settings | winner "
@@ -268,6 +315,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=30, help="of each job (%(default)s)")
     parser.add_argument("--pairs", type=int, default=3, help="of runs (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of when kills come (%(default)s)")
+    parser.add_argument(
+        "--victim", type=Victim, choices=Victim, default=Victim.WORK, help="of kills (%(default)s)"
+    )
     parser.add_argument("--live", action="store_true", help="trials on ranks of this machine")
     parser.add_argument("--out", type=Path, help="append the report to this file too")
     return parser.parse_args()

@@ -131,7 +131,7 @@ def _control_plane() -> Json:
 def _engine_server() -> Json:
     from engine.engine import Engine
     from engine.models.create import create_model
-    from engine.server import create_server
+    from engine.server.app import create_server
     from engine.spec.config import EngineConfig, ExecutorKind
     from engine.text.tokenizer import Tokenizer
 

@@ -235,7 +235,10 @@ class Changeover:
     def _fall_back(
         self, ends: Ends, slots: Sequence[Slot], step_id: int, error: BaseException
     ) -> None:
-        """Run the old plan again; if that fails too, end every request and say so."""
+        """Run the old plan again; if that fails too, end every request and say so. Where the engine
+        closes, what waits is left to it."""
+        if self._is_closing.is_set():
+            return
         try:
             replicas = self._fleet.launch(ends.old, slots, first_step_id=step_id, is_later=True)
             self._door.open(replicas, max_len=ends.old_max_len)

@@ -72,12 +72,12 @@ class Engine:
         self._policy = EnginePolicy(settings=config.settings)
         self._held_plan = config.settings.plan
         self._check(config.settings)
-        self._fleet = Fleet(config, self.model, timer_factory=timer_factory)
+        self._is_closing = threading.Event()
+        self._fleet = Fleet(config, self.model, self._is_closing, timer_factory=timer_factory)
         self._door = Door(max_len=self.max_model_len)
         self._door.admit(config.settings.admission)
         self._devices = WatchedDevices(config, self._inventory, monitor)
         self._is_closed = False
-        self._is_closing = threading.Event()
         self._moves = Moves(
             config,
             self.model,
@@ -203,7 +203,7 @@ class Engine:
     # -- commands ------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start all ranks. Raises CheckpointError, PlanError or RankError."""
+        """Start all ranks. Raises CheckpointError, PlanError or RankError, also when closed."""
         with self._apply_lock:
             if self._is_closed or self._fleet.infos:
                 state = "closed" if self._is_closed else "running"
@@ -215,7 +215,7 @@ class Engine:
             self._devices.start()
 
     def close(self) -> None:
-        """End all ranks; requests still in progress end with reason ``abort``."""
+        """End all ranks, also those that start; requests in progress end with reason ``abort``."""
         self._is_closing.set()
         with self._apply_lock:
             self._is_closed = True

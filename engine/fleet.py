@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from functools import partial
 from engine.executors.clock import WallClock
 from engine.executors.factory import make_executor
 from engine.executors.pool import RankPool
-from engine.executors.protocol import Executor, ExecutorInfo, StepTimer
+from engine.executors.protocol import Executor, ExecutorInfo, IsEnding, StepTimer
 from engine.modes.table import ModeTable
 from engine.replica.devices import for_replica
 from engine.replica.replica import Replica
@@ -37,12 +38,19 @@ class Fleet:
 
     Replicas that run have numbers of their own, each with its counters, which whoever has the
     number next goes on with. The next plan takes over the rank processes of replicas that were
-    :meth:`dropped <drop>`, as many as it can use.
+    :meth:`dropped <drop>`, as many as it can use. Starts under way fail once ``is_closing`` is set,
+    by whatever thread.
     """
 
     def __init__(
-        self, config: EngineConfig, model: ModelConfig, *, timer_factory: TimerFactory | None
+        self,
+        config: EngineConfig,
+        model: ModelConfig,
+        is_closing: threading.Event,
+        *,
+        timer_factory: TimerFactory | None,
     ) -> None:
+        self._is_closing = is_closing
         self.telemetry: list[Telemetry] = []
         self._config = config
         self._model = model
@@ -142,6 +150,7 @@ class Fleet:
             telemetry=self.telemetry[number],
             first_step_id=first_step_id,
             mode_table=mode_table,
+            is_closing=self._is_closing,
         )
 
     def _prepare(self, plan: ParallelPlan, numbers: Iterable[int]) -> None:
@@ -161,7 +170,12 @@ class Fleet:
                 pool.close()
 
     def _make_executor(
-        self, config: EngineConfig, plan: ParallelPlan, number: int, is_later: bool
+        self,
+        config: EngineConfig,
+        plan: ParallelPlan,
+        number: int,
+        is_later: bool,
+        is_ending: IsEnding,
     ) -> Executor:
         timer = self._timer_factory(plan) if self._timer_factory is not None else None
         start_s_of = config.start_s_of if is_later else None
@@ -173,4 +187,5 @@ class Fleet:
             clock=WallClock(),
             ranks=self._pools.get(number),
             start_s=0.0 if start_s_of is None else start_s_of(plan),
+            is_ending=is_ending,
         )

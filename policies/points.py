@@ -240,3 +240,28 @@ def estimates_from_json(raw: EstimateJson) -> dict[str, Estimate]:
         )
         for key, parts in raw.items()
     }
+
+
+ExactJson = dict[str, float | str]
+
+
+def exact_to_json(metrics: Mapping[str, Estimate]) -> ExactJson:
+    """The values of estimates that are taken as exact, each to its last bit; what JSON has no
+    number for by its name."""
+    assert all(e == Estimate.exact(e.value) for e in metrics.values()), "no interval is dropped"
+    return numbers_to_json({key: estimate.value for key, estimate in metrics.items()})
+
+
+def exact_from_json(raw: ExactJson) -> dict[str, Estimate]:
+    """The inverse of :func:`exact_to_json`."""
+    return {key: Estimate.exact(value) for key, value in numbers_from_json(raw).items()}
+
+
+def numbers_to_json(numbers: Mapping[str, float]) -> ExactJson:
+    """Numbers with ``inf`` as a word, since JSON has none for it."""
+    return {key: v if math.isfinite(v) else str(float(v)) for key, v in numbers.items()}
+
+
+def numbers_from_json(raw: ExactJson) -> dict[str, float]:
+    """The inverse of :func:`numbers_to_json`."""
+    return {key: float(v) if isinstance(v, str) else v for key, v in raw.items()}

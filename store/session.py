@@ -25,6 +25,7 @@ from store.decisions import DecisionRepository
 from store.devices import DeviceRepository
 from store.engines import EngineRepository
 from store.errors import StoreError
+from store.groundworks import GroundworkRepository
 from store.idempotency import IdempotencyRepository
 from store.jobs import JobRepository
 from store.keys import KeyRepository
@@ -83,6 +84,10 @@ class UnitOfWork:
     @cached_property
     def cost_models(self) -> CostModelRepository:
         return CostModelRepository(self.session)
+
+    @cached_property
+    def groundworks(self) -> GroundworkRepository:
+        return GroundworkRepository(self.session)
 
     @cached_property
     def workloads(self) -> WorkloadRepository:

@@ -223,7 +223,7 @@ class _Serving:
     def in_process(self) -> None:
         """Everything in this process."""
         from engine.engine import Engine
-        from engine.server import create_server
+        from engine.server.app import create_server
         from engine.server.front.serving import announce_and_run
         from engine.server.traces import ENGINE_SERVICE, find_traces
         from engine.text.tokenizer import Tokenizer

@@ -219,6 +219,7 @@ class _Job:
     spec: TuningSpec
     cost_model: dict[str, Any] | None
     keeper: Keeper
+    groundwork: dict[str, Any] | None = None
     trials: tuple[TrialRecord, ...] = ()
     spent_device_s: float = 0.0
 
@@ -244,6 +245,7 @@ def _resumed(word: str, *, num_trials: int | None) -> _Job:
         spec=spec,
         cost_model=kept.cost_model,
         keeper=Keeper(database, kept.job_id),
+        groundwork=kept.groundwork,
         trials=kept.trials,
         spent_device_s=kept.spent_device_s,
     )
@@ -256,12 +258,14 @@ def _run(job: _Job) -> tuple[TuningReport, bool]:
     keeper = job.keeper
     with _Progress(job.spec.trials, len(job.trials), keeper) as show:
         try:
-            context = prepare(job.spec, cost_model=job.cost_model, on_event=show)
+            context = prepare(
+                job.spec, cost_model=job.cost_model, groundwork=job.groundwork, on_event=show
+            )
         except KeyboardInterrupt:
             log("interrupted while preparing: nothing was found yet")
             end_interrupted()
         with context, stoppable("the answer from what was found follows") as is_stopped:
-            keeper.begin(job.spec, context.cost_model)
+            keeper.begin(context)
             if (command := keeper.resume_command) is not None:
                 show.say(f"kept: after an interruption, {command}")
             try:

@@ -45,6 +45,11 @@ class PreparedJob(Protocol):
         """The step model the job works with, to be kept; preparing again from it is quick."""
         ...
 
+    def new_groundwork(self) -> Json | None:
+        """What trials rest on and any process would work out alike, to be kept in place of what
+        this gave before; None: nothing came to it since. Preparing again with it is quick."""
+        ...
+
     def run_trial(self, number: int, done: Sequence[Json], is_cancelled: IsCancelled) -> Json:
         """Run trial ``number`` after ``done`` and return its record.
 
@@ -85,12 +90,17 @@ class TuningBackend(Protocol):
         spec: Json,
         *,
         cost_model: Json | None,
+        groundwork: Json | None,
         devices: Sequence[int],
         on_event: OnEvent,
+        is_cancelled: IsCancelled,
     ) -> PreparedJob:
         """Read the inputs and, where no cost model is given, measure one on ``devices``.
 
+        A ``groundwork`` that does not belong to the job as it is now is not used.
+
         Raises:
+            JobStoppedError: ``is_cancelled`` turned true meanwhile.
             JobInputError: an input that cannot be read, named.
         """
         ...

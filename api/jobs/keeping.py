@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from api.jobs.backend import Verdict
-from api.services.jobs import move
+from api.services.job_moves import move
 from store import UnitOfWork
 from store.models import JobState, TuningJob
 from store.models.base import Json
@@ -25,6 +25,13 @@ def keep_trial(uow: UnitOfWork, job_id: str, record: Json) -> None:
     uow.jobs.append_event(job_id, "trial", line)
 
 
+def keep_groundwork(uow: UnitOfWork, job_id: str, document: Json) -> None:
+    """Keep what the trials of a job that is open rest on, until it is answered or given up."""
+    job = uow.jobs.find(job_id, for_update=True)
+    if job is not None and not job.state.is_final:
+        uow.groundworks.put(job_id, document)
+
+
 def keep_cost_model(uow: UnitOfWork, job: TuningJob, document: Json, *, by: str) -> None:
     """Keep the step model that the job works with, so that it can be resumed from it."""
     row = uow.cost_models.add(
@@ -38,6 +45,7 @@ def keep_cost_model(uow: UnitOfWork, job: TuningJob, document: Json, *, by: str)
 
 def close(uow: UnitOfWork, job: TuningJob, verdict: Verdict, *, notes: Sequence[str] = ()) -> None:
     """Keep the tuner's answer, and end the job."""
+    uow.groundworks.drop(job.id)
     warnings = [*verdict.warnings, *notes]
     job.report = {**verdict.report, "warnings": warnings} if warnings else verdict.report
     if verdict.recommendation is None:

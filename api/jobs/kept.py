@@ -10,15 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.documents.tuning_spec import job_document, tuning_spec
-from api.jobs.keeping import COMMAND_LINE, close, close_cancelled, keep_cost_model, keep_trial
-from api.jobs.tuner_backend import plain, verdict_of
-from api.services.jobs import move
+from api.jobs.keeping import (
+    COMMAND_LINE,
+    close,
+    close_cancelled,
+    keep_cost_model,
+    keep_groundwork,
+    keep_trial,
+)
+from api.jobs.tuner_backend import groundwork_of, plain, verdict_of
+from api.services.job_moves import move
 from store import ConflictError, Database, NotFoundError
 from store.models import JobState
+from tuner.search.context import TuningContext
 from tuner.search.report import TuningReport
 from tuner.search.spec import TuningSpec
 from tuner.search.trials import TrialRecord
-from tuner.step_model.model import StepModel
 
 LAST = "last"
 # A job that a crash left behind still counts as running.
@@ -32,6 +39,7 @@ class Kept:
     job_id: str
     spec: TuningSpec
     cost_model: dict[str, Any] | None
+    groundwork: dict[str, Any] | None
     trials: tuple[TrialRecord, ...]
     spent_device_s: float = 0.0
 
@@ -59,6 +67,7 @@ def find_kept(database: Database, word: str) -> Kept:
             job_id=job.id,
             spec=tuning_spec(job.spec),
             cost_model=None if model_id is None else uow.cost_models.get(model_id).document,
+            groundwork=uow.groundworks.find(job.id),
             trials=tuple(TrialRecord.from_json(r) for r in uow.trials.list_records(job.id)),
             spent_device_s=uow.jobs.spent_device_s(job.id),
         )
@@ -71,9 +80,12 @@ class Keeper:
         self._database = database
         self.job_id = job_id
         self.recommendation_id: str | None = None
+        self._context: TuningContext | None = None
 
-    def begin(self, spec: TuningSpec, cost_model: StepModel | None) -> None:
-        """Add the job, or go on with it."""
+    def begin(self, context: TuningContext) -> None:
+        """Add the job, or go on with it; what its trials rest on is kept with each of them."""
+        spec, cost_model = context.spec, context.cost_model
+        self._context = context
         if self._database is None:
             return
         with self._database.begin() as uow:
@@ -92,8 +104,11 @@ class Keeper:
     def keep(self, trial: dict[str, Any]) -> None:
         """Keep a trial record."""
         if self._database is not None and self.job_id is not None:
+            groundwork = None if self._context is None else groundwork_of(self._context)
             with self._database.begin() as uow:
                 keep_trial(uow, self.job_id, plain(trial))
+                if groundwork is not None:
+                    keep_groundwork(uow, self.job_id, groundwork)
 
     def tell(self, kind: str, data: dict[str, Any]) -> None:
         """Keep an event of the job."""

@@ -16,11 +16,17 @@ from api.jobs.backend import (
     PreparedJob,
     TuningBackend,
 )
-from api.jobs.keeping import close, close_cancelled, keep_cost_model, keep_trial
+from api.jobs.keeping import (
+    close,
+    close_cancelled,
+    keep_cost_model,
+    keep_groundwork,
+    keep_trial,
+)
 from api.jobs.leases import DeviceLeases
 from api.schemas.tuning import OnBusy
-from api.services.jobs import move
-from store import ConflictError, Database
+from api.services.job_moves import move
+from store import ConflictError, Database, UnitOfWork
 from store.models import JobState, TuningJob
 from store.outage import Patience, is_outage
 
@@ -44,7 +50,7 @@ class JobRunner:
     that was cut elsewhere runs again.
 
     Prepared jobs are kept in memory only: after a restart a step prepares again, from the cost
-    model that the first preparation kept.
+    model and the groundwork that were kept before.
     """
 
     def __init__(
@@ -99,22 +105,27 @@ class JobRunner:
 
     def _end(self, job_id: str) -> JobStep:
         try:
-            with self._database.begin() as uow:
-                job = uow.jobs.find(job_id, for_update=True)
-                if job is None or job.state.is_final:
-                    return JobStep.STOP
-                if job.state is JobState.CANCELLING:
-                    close_cancelled(uow, job)
-                    return JobStep.STOP
-            return self._guarded(job_id, lambda: self._finish(job_id))
+            if self._is_open(job_id):
+                self._guarded(job_id, lambda: self._finish(job_id))
+                self._is_open(job_id)  # it may have been cancelled while it was prepared again
+            return JobStep.STOP
         finally:
             self._forget(job_id)
+
+    def _is_open(self, job_id: str) -> bool:
+        """Whether there is something to finish; a job that was cancelled is closed as such."""
+        with self._database.begin() as uow:
+            job = uow.jobs.find(job_id, for_update=True)
+            if job is not None and job.state is JobState.CANCELLING:
+                _give_up(uow, job)
+            return job is not None and not job.state.is_final
 
     def _fail(self, job_id: str, reason: str) -> None:
         self._forget(job_id)
         with self._database.begin() as uow:
             job = uow.jobs.find(job_id, for_update=True)
             if job is not None and not job.state.is_final:
+                uow.groundworks.drop(job.id)
                 move(uow, job, JobState.FAILED, reason)
 
     def _guarded(self, job_id: str, step: Callable[[], JobStep]) -> JobStep:
@@ -122,7 +133,7 @@ class JobRunner:
         try:
             return step()
         except JobStoppedError:
-            self._log.info("job stopped while it waited", job=job_id)
+            self._log.info("job stopped while it waited or was prepared", job=job_id)
         except JobInputError as error:
             self.fail(job_id, str(error))
         except Exception as error:
@@ -142,10 +153,11 @@ class JobRunner:
         with self._database.read() as uow:
             done = uow.trials.list_records(job_id)
         record = prepared.run_trial(number, done, self._is_cancelled(job_id))
+        groundwork = prepared.new_groundwork()
         if self._is_cancelled(job_id)():
             return JobStep.STOP  # it may have been cut short: only finished trials count
         try:
-            self._patience.run(lambda: self._keep_trial(job_id, record))
+            self._patience.run(lambda: self._keep_trial(job_id, record, groundwork))
         except ConflictError:
             # Another process ran the same trial; its row came first and is the truth.
             self._log.warning("trial was there already", job=job_id, number=number)
@@ -160,7 +172,7 @@ class JobRunner:
         with self._database.begin() as uow:
             job = uow.jobs.get(job_id, for_update=True)
             if job.state is JobState.CANCELLING:
-                close_cancelled(uow, job)
+                _give_up(uow, job)
             elif not job.state.is_final:
                 notes = [SIMULATED_NOTE] if job.id in self._waived else []
                 close(uow, job, verdict, notes=notes)
@@ -174,14 +186,20 @@ class JobRunner:
         if job_id in self._prepared:
             return self._prepared[job_id]
         cost_model = self._cost_model(job)
+        with self._database.read() as uow:
+            groundwork = uow.groundworks.find(job_id)
         prepared = self._backend.prepare(
             self._backend.without_devices(job.spec) if job_id in self._waived else job.spec,
             cost_model=cost_model,
+            groundwork=groundwork,
             devices=devices,
             on_event=self._on_event(job_id),
+            is_cancelled=self._is_cancelled(job_id),
         )
         if cost_model is None and prepared.cost_model is not None:
             self._keep_cost_model(job_id, prepared.cost_model)
+        if (groundwork := prepared.new_groundwork()) is not None:
+            self._keep_groundwork(job_id, groundwork)
         self._prepared[job_id] = prepared
         return prepared
 
@@ -214,9 +232,15 @@ class JobRunner:
             newest = uow.cost_models.find_newest(self._backend.fingerprint(job.spec))
             return None if newest is None else newest.document
 
-    def _keep_trial(self, job_id: str, record: Json) -> None:
+    def _keep_trial(self, job_id: str, record: Json, groundwork: Json | None) -> None:
         with self._database.begin() as uow:
             keep_trial(uow, job_id, record)
+            if groundwork is not None:
+                keep_groundwork(uow, job_id, groundwork)
+
+    def _keep_groundwork(self, job_id: str, document: Json) -> None:
+        with self._database.begin() as uow:
+            keep_groundwork(uow, job_id, document)
 
     def _keep_cost_model(self, job_id: str, document: Json) -> None:
         with self._database.begin() as uow:
@@ -244,3 +268,9 @@ class JobRunner:
                 uow.jobs.append_event(job_id, event_type, data)
 
         return lambda event_type, data: self._patience.run(lambda: keep(event_type, data))
+
+
+def _give_up(uow: UnitOfWork, job: TuningJob) -> None:
+    """End a job that was cancelled; the service resumes none of these."""
+    uow.groundworks.drop(job.id)
+    close_cancelled(uow, job)

@@ -15,7 +15,8 @@ import structlog
 from api.web.settings import ServiceSettings
 from engine.wire.child import inherited_environment
 
-FIRST_PAUSE_S = 1.0
+# Jobs wait meanwhile. Where workers die one after the other, each pause is twice the one before.
+FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 # A worker that lived this long was sound: the pause after it is short again.
 SOUND_AFTER_S = 30.0

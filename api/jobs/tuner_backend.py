@@ -9,18 +9,28 @@ from contextlib import contextmanager
 
 from api.documents.places import Places
 from api.documents.tuning_spec import tuning_spec
-from api.jobs.backend import IsCancelled, JobInputError, Json, OnEvent, Verdict
+from api.jobs.backend import (
+    IsCancelled,
+    JobInputError,
+    JobStoppedError,
+    Json,
+    OnEvent,
+    Verdict,
+)
 from api.jobs.kept_traces import KeptTraces
 from engine.spec.errors import EngineError
 from policies.errors import PolicyInputError
 from tuner.search import tune
+from tuner.search.groundwork import new_groundwork
 from tuner.search.spec import TuningSpec
-from tuner.spec.errors import TunerError
+from tuner.spec.errors import CancelledError, TunerError
 from tuner.spec.machine import this_machine
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 # The runner tells of finished trials itself, in the transaction that keeps them.
 OWN_EVENTS = ("trial",)
+# About 10,000 settings; a larger groundwork is worked out again after a restart.
+MOST_GROUNDWORK_BYTES = 4 * 2**20
 
 
 class TunerBackend:
@@ -45,10 +55,12 @@ class TunerBackend:
         spec: Json,
         *,
         cost_model: Json | None,
+        groundwork: Json | None,
         devices: Sequence[int],
         on_event: OnEvent,
+        is_cancelled: IsCancelled,
     ) -> TunerJob:
-        """Raises JobInputError for an input that cannot be read, named."""
+        """Raises JobInputError for an input that cannot be read, named, and JobStoppedError."""
 
         def relay(event: tune.TuningEvent) -> None:
             if event.kind not in OWN_EVENTS:
@@ -59,7 +71,14 @@ class TunerBackend:
             if devices and wanted.device.startswith("cuda"):
                 # Ranks count visible devices from 0, and inherit this when they are started.
                 os.environ[VISIBLE_DEVICES] = ",".join(map(str, devices))
-            return TunerJob(tune.prepare(wanted, cost_model=cost_model, on_event=relay))
+            context = tune.prepare(
+                wanted,
+                cost_model=cost_model,
+                groundwork=groundwork,
+                on_event=relay,
+                is_cancelled=is_cancelled,
+            )
+        return TunerJob(context)
 
     def _confined(self, spec: TuningSpec) -> TuningSpec:
         brought = self._traces.bring(spec)
@@ -79,6 +98,9 @@ class TunerJob:
         model = self._context.cost_model
         return None if model is None else plain(model.to_json())
 
+    def new_groundwork(self) -> Json | None:
+        return groundwork_of(self._context)
+
     def run_trial(self, number: int, done: Sequence[Json], is_cancelled: IsCancelled) -> Json:
         with _input_errors():
             records = [tune.TrialRecord.from_json(record) for record in done]
@@ -97,6 +119,16 @@ class TunerJob:
 
     def close(self) -> None:
         self._context.close()
+
+
+def groundwork_of(context: tune.TuningContext) -> Json | None:
+    """What came to the groundwork since the last call, as a job keeps it; None where nothing did,
+    or where it is too large."""
+    found = new_groundwork(context)
+    if found is None or len(text := json.dumps(found)) > MOST_GROUNDWORK_BYTES:
+        return None
+    read: Json = json.loads(text)
+    return read
 
 
 def verdict_of(report: tune.TuningReport) -> Verdict:
@@ -122,5 +154,7 @@ def plain(document: Json) -> Json:
 def _input_errors() -> Iterator[None]:
     try:
         yield
+    except CancelledError as error:
+        raise JobStoppedError from error
     except (EngineError, PolicyInputError, TunerError) as error:
         raise JobInputError(str(error)) from error

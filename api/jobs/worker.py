@@ -1,6 +1,7 @@
 """The worker process: ``python -m api.jobs.worker``, settings from the environment.
 
-It ends when its standard input closes, which happens however its parent ends.
+It ends when its standard input closes, which happens however its parent ends. Jobs run in a fork of
+it (``api/jobs/forks.py``), in whose place another one goes on when it is killed.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from importlib import import_module
 
 import structlog
 from dbos import DBOS
 
 from api.jobs.backend import TuningBackend
+from api.jobs.forks import run_in_forks
 from api.jobs.identity import Orphans, take_identity
 from api.jobs.leases import DeviceLeases
 from api.jobs.runner import JobRunner
@@ -22,6 +25,16 @@ from engine.logs import configure_logs
 from migrations.runner import require_current
 from store import Database
 from store.outage import Patience
+
+# What the tuner imports once a job needs it; together they take two seconds.
+USED_BY_JOBS = (
+    "api.jobs.kept_traces",
+    "api.jobs.tuner_backend",
+    "optuna.samplers",
+    "sklearn.ensemble",
+    "sklearn.gaussian_process",
+    "sklearn.model_selection",
+)
 
 
 def run_worker(settings: ServiceSettings, backend: TuningBackend, stop: threading.Event) -> None:
@@ -61,13 +74,19 @@ def run_worker(settings: ServiceSettings, backend: TuningBackend, stop: threadin
     database.close()
 
 
-def main() -> None:
-    """Run with the tuner until the parent is gone."""
+def main() -> int:
+    """Run with the tuner until the parent is gone; the exit code."""
+    settings = ServiceSettings()
+    configure_logs(settings.log_level)
+    for module in USED_BY_JOBS:
+        import_module(module)
+    return run_in_forks(lambda: _run(settings))
+
+
+def _run(settings: ServiceSettings) -> None:
     from api.jobs.kept_traces import KeptTraces
     from api.jobs.tuner_backend import TunerBackend
 
-    settings = ServiceSettings()
-    configure_logs(settings.log_level)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # One of its own: the database of the jobs is opened once the worker has begun.
     traces = KeptTraces(Database(settings.effective_database_url), settings.uploads_dir)
@@ -82,4 +101,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -96,7 +96,7 @@ def get(job_id: str, response: Response, context: Context, _: Reader) -> TuningJ
     summary="Cancel a tuning job",
 )
 def cancel(job_id: str, context: Context, caller: Tuner) -> TuningJobView:
-    """Stop after the running trial; finished trials stay."""
+    """Stop it, also while it is prepared; finished trials stay, one under way does not count."""
     with context.database.begin() as uow:
         return jobs.view(uow, jobs.cancel(uow, job_id, caller=caller))
 

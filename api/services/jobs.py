@@ -1,4 +1,4 @@
-"""Tuning jobs: create, cancel, remove, and the moves of their state."""
+"""Tuning jobs: create, cancel, remove."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from api.schemas.tuning import TuningJobCreate, TuningJobView
 from api.services.audit import record
 from api.services.job_checks import check_job, job_spec, use_upload
+from api.services.job_moves import move
 from api.web.auth import Caller
 from api.web.settings import ServiceSettings
 from store import ConflictError, UnitOfWork
 from store.models import JobState, TuningJob
-from store.models.base import Json, utc_now
+from store.models.base import Json
 
 KEPT_FIELDS = set(TuningJobView.model_fields) - {"trials_done", "recommendation_id"}
 
@@ -66,7 +67,7 @@ def views(uow: UnitOfWork, jobs: Sequence[TuningJob]) -> list[TuningJobView]:
 
 
 def cancel(uow: UnitOfWork, job_id: str, *, caller: Caller) -> TuningJob:
-    """Ask a job to stop after its running trial; what is finished stays.
+    """Ask a job to stop; trials that are finished stay.
 
     A job that has not begun is cancelled at once; cancelling twice is the same as once.
 
@@ -80,7 +81,7 @@ def cancel(uow: UnitOfWork, job_id: str, *, caller: Caller) -> TuningJob:
         case JobState.QUEUED:
             move(uow, job, JobState.CANCELLED, "cancelled before it began")
         case JobState.RUNNING:
-            move(uow, job, JobState.CANCELLING, "stops after the running trial")
+            move(uow, job, JobState.CANCELLING, "stops as soon as it can")
         case _:
             raise ConflictError(f"tuning job {job.id} is {job.state}; only a running one can stop")
     record(uow, caller, "job.cancel", f"tuning-jobs/{job.id}", reason=job.reason)
@@ -98,16 +99,6 @@ def delete(uow: UnitOfWork, job_id: str, *, caller: Caller) -> None:
         raise ConflictError(f"tuning job {job.id} is {job.state}; cancel it first")
     uow.jobs.delete(job)
     record(uow, caller, "job.delete", f"tuning-jobs/{job.id}", reason="", before=job.spec)
-
-
-def move(uow: UnitOfWork, job: TuningJob, state: JobState, reason: str, **data: object) -> None:
-    """Put a job in another state, stamp its times and tell its followers."""
-    job.state, job.reason = state, reason
-    if state is JobState.RUNNING and job.started_at is None:
-        job.started_at = utc_now()
-    if state.is_final:
-        job.finished_at = utc_now()
-    uow.jobs.append_event(job.id, "state", {"state": state, "reason": reason, **data})
 
 
 def report(uow: UnitOfWork, job_id: str) -> Json:

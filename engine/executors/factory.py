@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import assert_never
 
 from engine.executors.pool import RankSource
-from engine.executors.protocol import Clock, Executor, StepTimer
+from engine.executors.protocol import Clock, Executor, IsEnding, StepTimer, never_ends
 from engine.executors.ranks import RankProcesses
 from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.errors import EngineError
@@ -27,12 +27,14 @@ def make_executor(
     clock: Clock | None = None,
     ranks: RankSource | RankProcesses | None = None,
     start_s: float = 0.0,
+    is_ending: IsEnding = never_ends,
 ) -> Executor:
     """The executor ``config`` asks for, not yet started. ``auto``: in process for one rank.
 
     Only the simulated executor uses ``timer``, ``clock`` (real time by default) and ``start_s``,
     how long its start takes. ``ranks`` lends the process executor its ranks (a pool keeps them
-    across executors); other executors ignore it.
+    across executors); other executors ignore it. ``is_ending`` is asked while ranks start, by all
+    but the one in process, which cannot end a start, and those that packages bring.
 
     Raises:
         EngineError: inline with several ranks, simulated without a timer, or an extension that no
@@ -54,9 +56,9 @@ def make_executor(
         case ExecutorKind.PROCESS:
             from engine.executors.process import ProcessExecutor
 
-            return ProcessExecutor(config, model, plan, ranks=ranks)
+            return ProcessExecutor(config, model, plan, ranks=ranks, is_ending=is_ending)
         case ExecutorKind.SIMULATED:
-            return _simulated(config, model, plan, timer, clock, start_s)
+            return _simulated(config, model, plan, timer, clock, start_s, is_ending)
         case ExecutorKind.EXTENSION:
             return _brought(config, model, plan)
         case ExecutorKind.AUTO:
@@ -79,6 +81,7 @@ def _simulated(
     timer: StepTimer | None,
     clock: Clock | None,
     start_s: float,
+    is_ending: IsEnding,
 ) -> Executor:
     from engine.executors.clock import WallClock
     from engine.executors.simulated import SimulatedExecutor
@@ -92,4 +95,5 @@ def _simulated(
         timer=timer,
         clock=clock or WallClock(),
         start_s=start_s,
+        is_ending=is_ending,
     )

@@ -9,8 +9,8 @@ import msgspec
 
 from engine.executors.meeting import MeetingPlace, collectives_for, may_share_devices
 from engine.executors.pool import Condition, GivenRanks, OwnRanks, RankSource
-from engine.executors.protocol import ExecutorInfo
-from engine.executors.ranks import RankProcesses
+from engine.executors.protocol import ENDED, ExecutorInfo, IsEnding, never_ends
+from engine.executors.ranks import RankFrame, RankProcesses
 from engine.kernels.cpu_library import build_cpu_library
 from engine.parallel.few_rows_library import build_few_rows
 from engine.parallel.int8_library import find_int8
@@ -27,10 +27,14 @@ from engine.wire.messages import FromRank, Meeting, RankFailure, RankReady, Rank
 # How long to look for the first cause after a failure: a rank may complain of a dead peer before
 # this process sees the death.
 DIAGNOSIS_S = 0.1
+# How soon a start that is of no use any more ends.
+ENDING_LOOK_S = 0.1
 
 
 class ProcessExecutor:
     """Spawned ranks; shared memory or gloo between them on CPU, NCCL on CUDA.
+
+    ``is_ending`` is asked while ranks start: once it says so, the start fails.
 
     ``ranks`` lends the processes. A pool keeps them across executors and replaces failed ones;
     :meth:`close` leaves running :class:`RankProcesses` alone unless one of them failed. Without
@@ -48,6 +52,7 @@ class ProcessExecutor:
         plan: ParallelPlan,
         *,
         ranks: RankSource | RankProcesses | None = None,
+        is_ending: IsEnding = never_ends,
     ) -> None:
         assert plan.dp == 1, "an executor runs one replica"
         self._config = config
@@ -56,6 +61,7 @@ class ProcessExecutor:
         self._source: RankSource = OwnRanks()
         if ranks is not None:
             self._source = GivenRanks(ranks) if isinstance(ranks, RankProcesses) else ranks
+        self._is_ending = is_ending
         self._ranks: RankProcesses | None = None
         self._meeting: MeetingPlace | None = None
         self._pending: deque[int] = deque()
@@ -85,6 +91,7 @@ class ProcessExecutor:
                 find_int8()
         deadline_s = time.monotonic() + self._config.start_timeout_s
         try:
+            self._raise_if_ending()
             self._meeting = MeetingPlace(self.backend)
             self._ranks = self._source.lend(self._plan.replica_size)
             self._failure = None
@@ -212,10 +219,7 @@ class ProcessExecutor:
     def _wait_ready(self, ranks: RankProcesses, deadline_s: float) -> list[RankReady]:
         ready: dict[int, RankReady] = {}
         while len(ready) < self._plan.replica_size:
-            try:
-                frame = ranks.receive(max(0.0, deadline_s - time.monotonic()))
-            except RankError as error:
-                raise self._failed(str(error), error.rank) from error
+            frame = self._next_of_start(ranks, deadline_s)
             if frame is None:
                 missing = sorted(set(range(self._plan.replica_size)) - set(ready))
                 timeout_s = self._config.start_timeout_s
@@ -228,6 +232,22 @@ class ProcessExecutor:
                 case StepResult():
                     raise AssertionError("no step was sent before all ranks were ready")
         return [ready[rank] for rank in sorted(ready)]
+
+    def _next_of_start(self, ranks: RankProcesses, deadline_s: float) -> RankFrame | None:
+        """The next message of ranks that start; None: none came until the deadline."""
+        while True:
+            self._raise_if_ending()
+            left_s = max(0.0, deadline_s - time.monotonic())
+            try:
+                frame = ranks.receive(min(left_s, ENDING_LOOK_S))
+            except RankError as error:
+                raise self._failed(str(error), error.rank) from error
+            if frame is not None or left_s == 0.0:
+                return frame
+
+    def _raise_if_ending(self) -> None:
+        if self._is_ending():
+            raise self._failed(ENDED)
 
     def _take_in(self, ranks: RankProcesses, timeout_s: float) -> None:
         """Read one message, or find out that a rank is gone; waits ``timeout_s`` at most."""

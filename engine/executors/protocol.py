@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from engine.spec.steps import StepPlan, StepResult, StepShape
+
+# Whether a start under way is of no use any more; asked on the way, from the starting thread.
+IsEnding = Callable[[], bool]
+ENDED = "it was ended while it started"
+
+
+def never_ends() -> bool:
+    """Of a start that nobody ends."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from engine.executors.protocol import Clock, ExecutorInfo, StepTimer
+from engine.executors.protocol import (
+    ENDED,
+    Clock,
+    ExecutorInfo,
+    IsEnding,
+    StepTimer,
+    never_ends,
+)
 from engine.executors.stages import Stages
 from engine.spec.errors import RankError
 from engine.spec.plan import ParallelPlan
@@ -16,6 +23,7 @@ from engine.spec.steps import Int32Array, StepPlan, StepResult
 from engine.wire.messages import ToRank
 from engine.wire.rank_table import RankTable
 
+ENDING_LOOK_S = 0.1
 FIRST_TOKEN_ID = 3  # below lie the usual begin, end and padding ids
 
 
@@ -37,7 +45,8 @@ class SimulatedExecutor:
 
     With ``applies_inputs`` it does a rank's host work too, in :meth:`submit`: the message is
     encoded, decoded and applied to a table of ``num_slots`` slots, and placeholders are filled.
-    A step cannot begin before that is done. ``start_s``: seconds that :meth:`start` takes.
+    A step cannot begin before that is done. ``start_s``: seconds that :meth:`start` takes, unless
+    ``is_ending`` says meanwhile that it is of no use any more.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class SimulatedExecutor:
         timer: StepTimer,
         clock: Clock,
         start_s: float = 0.0,
+        is_ending: IsEnding = never_ends,
         applies_inputs: bool = False,
         num_slots: int = 1024,
         max_blocks_per_seq: int = 2048,
@@ -59,6 +69,7 @@ class SimulatedExecutor:
         self._timer = timer
         self._clock = clock
         self._start_s = start_s
+        self._is_ending = is_ending
         self._inputs: _InputWork | None = None
         if applies_inputs:
             self._inputs = _InputWork(num_slots, min(num_kv_blocks, max_blocks_per_seq))
@@ -71,8 +82,11 @@ class SimulatedExecutor:
         return self._inputs is not None
 
     def start(self) -> ExecutorInfo:
-        if self._start_s:
-            self._clock.sleep_until(self._clock.now() + self._start_s)
+        started_s = self._clock.now() + self._start_s
+        while (now_s := self._clock.now()) < started_s:
+            if self._is_ending():
+                raise RankError(ENDED)
+            self._clock.sleep_until(min(started_s, now_s + ENDING_LOOK_S))
         self._is_open = True
         self._stages = Stages([self._clock.now()] * self._plan.pp)
         nothing = (0,) * self._plan.replica_size

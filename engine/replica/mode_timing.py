@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,10 +40,13 @@ def mode_table_for(
     config: EngineConfig,
     model: ModelConfig,
     plan: ParallelPlan,
+    *,
+    check: Callable[[], None] = lambda: None,
 ) -> ModeTable:
     """The table of ``plan`` on these ranks: the stored one of their fingerprint, else timed now.
 
     ``executor`` has just started and runs nothing; a new table is stored if ``config`` says where.
+    ``check`` is called between two steps, and may raise.
 
     Raises:
         EngineError: a stored file that is no table, or a folder that cannot be written to.
@@ -61,7 +64,7 @@ def mode_table_for(
         num_kv_blocks=info.num_kv_blocks,
         vocab_size=model.vocab_size,
     )
-    stopwatch = _Stopwatch(executor)
+    stopwatch = _Stopwatch(executor, check)
     # Only their times tell which hardware paced ranks imitate, and those are always the same.
     pace = [] if executor.needs_inputs else _time_ends(stopwatch, steps, plan)
     device = device_name(config)
@@ -78,6 +81,7 @@ def mode_table_for(
         max_tokens=max_tokens,
         fingerprint=fingerprint,
         device=device,
+        check=check,
     )
     if path:
         store_table(table, path)
@@ -154,13 +158,14 @@ def time_modes(
     fingerprint: str,
     device: str,
     budget_s: float = BUDGET_S,
+    check: Callable[[], None] = lambda: None,
 ) -> ModeTable:
     """Run steps of each of ``sizes`` in every mode, smallest first, and take the quickest.
 
     Sizes that ``budget_s`` leaves no time for are extrapolated, all but the first two. The steps
     leave nothing behind: requests start their slots anew, and write a KV block before they read it.
     """
-    stopwatch = _Stopwatch(executor)
+    stopwatch = _Stopwatch(executor, check)
     times: list[dict[Mode, float]] = []
     for size in sizes:
         begun_s = stopwatch.total_s
@@ -217,7 +222,8 @@ class _Stopwatch:
     vary, paced ones do neither.
     """
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, check: Callable[[], None]) -> None:
+        self._check = check
         self.next_step_id = 0
         self.max_rounds = MAX_ROUNDS if executor.needs_inputs else 1
         self.total_s = 0.0
@@ -228,6 +234,7 @@ class _Stopwatch:
 
         Paced ranks report the time of the step themselves: their clock need not be ours.
         """
+        self._check()
         self.next_step_id += 1
         begun_s = time.perf_counter()
         self._executor.submit(step)

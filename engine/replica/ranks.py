@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.executors.protocol import Executor, ExecutorInfo
+from engine.executors.protocol import ENDED, Executor, ExecutorInfo, IsEnding
 from engine.modes.chooser import ModeChooser
 from engine.modes.table import ModeTable
 from engine.replica.emission import StepEmitter
@@ -15,19 +15,21 @@ from engine.replica.telemetry import Telemetry
 from engine.scheduler.load import LoadBook
 from engine.scheduler.scheduler import Scheduler
 from engine.spec.config import EngineConfig
+from engine.spec.errors import RankError
 from engine.spec.model import ModelConfig
 from engine.spec.modes import TABLE
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 
-ExecutorFactory = Callable[[], Executor]
+ExecutorFactory = Callable[[IsEnding], Executor]
 
 
 class ReplicaRanks:
     """Starts ranks, as often as they fail, and sets a scheduler and a step loop to work on them.
 
     ``settings`` and ``mode_table`` are those that the next ones work by; what works now is told by
-    whoever changes them. Owned by the replica's thread.
+    whoever changes them. Once ``is_ending`` says so, a start under way fails soon. Owned by the
+    replica's thread.
     """
 
     executor: Executor
@@ -43,6 +45,7 @@ class ReplicaRanks:
         model: ModelConfig,
         settings: Settings,
         make_executor: ExecutorFactory,
+        is_ending: IsEnding,
         mode_table: ModeTable | None,
         accepted: AcceptedRequests,
         load: LoadBook,
@@ -55,27 +58,30 @@ class ReplicaRanks:
         self._config = config
         self._model = model
         self._make_executor = make_executor
+        self._is_ending = is_ending
         self._accepted = accepted
         self._load = load
         self._telemetry = telemetry
 
+    def begin(self, *, first_step_id: int) -> ExecutorInfo:
+        """Start the first ranks and set them to work. Raises what :meth:`start` raises."""
+        info = self.start()
+        try:
+            self._time_modes(info)
+            self.set_to_work(info, first_step_id=first_step_id)
+        except BaseException:
+            self.executor.close()
+            raise
+        return info
+
     def start(self) -> ExecutorInfo:
         """Start an executor. Raises what its start raises, with nothing left running."""
-        self.executor = self._make_executor()
+        self.executor = self._make_executor(self._is_ending)
         try:
             return self.executor.start()
         except BaseException:
             self.executor.close()
             raise
-
-    def time_modes(self, info: ExecutorInfo) -> None:
-        """Take the times of steps in each mode where they choose it and are not known. Requests
-        would wait for it: not after the first start.
-        """
-        if self.mode_table is None and self.plan.shift and self.settings.pin == TABLE:
-            self.mode_table = mode_table_for(
-                self.executor, info, self._config, self._model, self.plan
-            )
 
     def set_to_work(self, info: ExecutorInfo, *, first_step_id: int) -> None:
         """Make what works on ranks that have started; the scheduler is empty."""
@@ -100,6 +106,19 @@ class ReplicaRanks:
         return ModeChooser.of(
             self.settings, table=self.mode_table, coin_seed=self._config.coin_seed
         )
+
+    def _time_modes(self, info: ExecutorInfo) -> None:
+        """Take the times of steps in each mode where they choose it and are not known. Requests
+        would wait for it: not after the first start.
+        """
+        if self.mode_table is None and self.plan.shift and self.settings.pin == TABLE:
+            self.mode_table = mode_table_for(
+                self.executor, info, self._config, self._model, self.plan, check=self._check
+            )
+
+    def _check(self) -> None:
+        if self._is_ending():
+            raise RankError(ENDED)
 
     def _new_scheduler(self, info: ExecutorInfo) -> Scheduler:
         capacity = info.num_kv_blocks * self._config.block_size

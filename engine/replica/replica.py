@@ -38,7 +38,8 @@ class Replica:
 
     A rank that fails is replaced: ranks restart and sequences go on from their tokens so far.
     Meanwhile they wait, and an abort is answered at once. Where that fails too often (see
-    ``Recovery``) the replica gives up, ends its requests with an error and is unhealthy.
+    ``Recovery``) the replica gives up, ends its requests with an error and is unhealthy. Once it is
+    stopped, or ``is_closing`` is set, a start under way ends.
     """
 
     def __init__(
@@ -50,12 +51,15 @@ class Replica:
         settings: Settings,
         make_executor: ExecutorFactory,
         telemetry: Telemetry,
+        is_closing: threading.Event,
         first_step_id: int = 0,
         mode_table: ModeTable | None = None,
     ) -> None:
         self.index = index
         self.telemetry = telemetry
         self.failure: str | None = None
+        self._is_stopping = False
+        self._is_ending = lambda: self._is_stopping or is_closing.is_set()
         self._has_overlap = config.overlap
         self._first_step_id = first_step_id
         self._accepted = AcceptedRequests(telemetry)
@@ -66,6 +70,7 @@ class Replica:
             model=model,
             settings=settings,
             make_executor=make_executor,
+            is_ending=self._is_ending,
             mode_table=mode_table,
             accepted=self._accepted,
             load=self._load,
@@ -74,7 +79,6 @@ class Replica:
         self._mailbox = Mailbox()
         # Of who is counted where: on the way to the scheduler, or there.
         self._counting = threading.Lock()
-        self._is_stopping = False
         self._is_recovering = False
         self._unsaid: FinishedStep | None = None
         self._recovery = Recovery(telemetry, self._ranks.start)
@@ -198,7 +202,8 @@ class Replica:
         return self.scheduler.next_step_id
 
     def stop(self) -> Handover:
-        """Finish the steps in flight, end the ranks, and hand over all unfinished sequences."""
+        """Finish the steps in flight, end the ranks, and hand over all unfinished sequences. A
+        start under way ends."""
         self._is_stopping = True
         self._mailbox.wake()
         self._thread.join()
@@ -213,7 +218,7 @@ class Replica:
 
     def _run(self) -> None:
         try:
-            info = self._begin()
+            info = self._ranks.begin(first_step_id=self._first_step_id)
         except BaseException as error:
             self._mailbox.close()
             self._started.set_exception(error)
@@ -336,17 +341,6 @@ class Replica:
 
     # -- start, end and failure ----------------------------------------------------------------
 
-    def _begin(self) -> ExecutorInfo:
-        """Start the first ranks."""
-        info = self._ranks.start()
-        try:
-            self._ranks.time_modes(info)
-            self._ranks.set_to_work(info, first_step_id=self._first_step_id)
-        except BaseException:
-            self._ranks.executor.close()
-            raise
-        return info
-
     def _finish_in_flight(self) -> None:
         """Commit what the ranks are still computing, so that no token is computed twice."""
         self._say()
@@ -369,7 +363,7 @@ class Replica:
 
         def replace_ranks() -> ExecutorInfo | None:
             self._ranks.executor.close()
-            return self._recovery.start_again(error, is_stopping=lambda: self._is_stopping)
+            return self._recovery.start_again(error, is_stopping=self._is_ending)
 
         try:
             info = self._mailbox.run_during(replace_ranks, self._take_commands)

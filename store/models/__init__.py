@@ -17,6 +17,7 @@ from store.models.serving import (
 )
 from store.models.tuning import (
     CostModel,
+    Groundwork,
     JobEventRow,
     JobState,
     MeasurementRow,
@@ -36,6 +37,7 @@ __all__ = [
     "DeviceLease",
     "EngineLoad",
     "EngineRow",
+    "Groundwork",
     "Heartbeat",
     "IdempotencyKey",
     "JobEventRow",

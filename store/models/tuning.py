@@ -126,6 +126,17 @@ class CostModel(Base):
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
+class Groundwork(Base):
+    """What the trials of an open job rest on, as JSON, with the key that tells what it is of."""
+
+    __tablename__ = "groundworks"
+
+    job_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("tuning_jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    document: Mapped[Json]
+
+
 class RecommendationRow(Base):
     """What a job recommends: settings, and the schedule of load bands."""
 

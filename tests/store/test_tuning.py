@@ -107,6 +107,24 @@ def test_a_second_trial_of_the_same_number_is_refused_and_the_first_stays(
         assert uow.trials.count_by_state() == {"complete": 1}
 
 
+def test_of_what_trials_rest_on_the_last_is_kept_and_goes_with_the_job(
+    database: Database,
+) -> None:
+    job_id, other = _job(database), _job(database)
+    for document in ({"size": 1}, {"size": 2, "value": 0.1}):
+        with database.begin() as uow:
+            uow.groundworks.put(job_id, document)
+    with database.begin() as uow:
+        assert uow.groundworks.find(job_id) == {"size": 2, "value": 0.1}
+        assert uow.groundworks.find(other) is None
+        uow.groundworks.put(other, {})
+        uow.groundworks.drop(other)
+        uow.jobs.delete(uow.jobs.get(job_id))
+    with database.read() as uow:
+        assert uow.groundworks.find(job_id) is None
+        assert uow.groundworks.find(other) is None
+
+
 def test_deleting_a_job_takes_its_trials_and_events_but_keeps_the_recommendation(
     database: Database,
 ) -> None:

@@ -15,6 +15,7 @@ from engine.spec.measurement import Fidelity, Measurement, RequestTiming
 from engine.spec.settings import Settings
 from engine.spec.steps import StepSample
 from tuner.load.driver import EngineTarget, run_load
+from tuner.load.stoppable import until_stopped
 from tuner.workload.workload import Arrival, ClosedLoop, Workload
 
 WARM_REQUESTS = 4
@@ -67,9 +68,10 @@ class LiveEngine:
         """See :class:`tuner.load.tuning_target.TuningTarget`.
 
         Raises:
-            EngineError: the plan cannot run here, or a rank failed.
+            EngineError: the plan cannot run here, a rank failed, or it should stop before the load
+                began.
         """
-        engine = self._engine_with(settings)
+        engine = self._engine_with(settings, should_stop)
         target = EngineTarget(engine)
         vocab_size = engine.model.vocab_size
         run_load(
@@ -96,7 +98,7 @@ class LiveEngine:
         """See :class:`tuner.load.tuning_target.TuningTarget`: its measurements tell all."""
         return None
 
-    def _engine_with(self, settings: Settings) -> Engine:
+    def _engine_with(self, settings: Settings, should_stop: Callable[[], bool]) -> Engine:
         if self._engine is None:
             config = replace(
                 self._config,
@@ -105,12 +107,13 @@ class LiveEngine:
                 settings=settings,
             )
             engine = Engine(config, timer_factory=self._timer_factory)
-            engine.start()
+            until_stopped(engine, engine.start, should_stop)
             self._engine = engine
         else:
-            policy = EnginePolicy(settings=settings, version=self._engine.policy.version + 1)
-            self._engine.apply(policy)
-        return self._engine
+            engine = self._engine
+            policy = EnginePolicy(settings=settings, version=engine.policy.version + 1)
+            until_stopped(engine, lambda: engine.apply(policy), should_stop)
+        return engine
 
 
 def warm_up(workload: Workload) -> Workload:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from tuner.profiling.messages import (
     OperatorReport,
 )
 from tuner.profiling.profile import CollectiveTime
+from tuner.spec.cancel import LOOK_EVERY_S, NEVER, Cancellation
 from tuner.spec.errors import TunerError
 from tuner.work.counts import CollectiveKind
 
@@ -39,8 +41,9 @@ def profile_operators(
     max_context: int,
     seconds: float,
     threads_per_rank: int = 1,
+    cancel: Cancellation = NEVER,
 ) -> OperatorReport:
-    """Operator times with ``num_ranks`` ranks at work at once.
+    """Operator times with ``num_ranks`` ranks at work at once; ``cancel`` is asked meanwhile.
 
     Raises:
         TunerError: a measuring rank raised or did not answer.
@@ -71,7 +74,7 @@ def profile_operators(
             )
             fds = [segment.fd] if segment else [listener.fileno()] if listener and not rank else []
             ranks.send(rank, msgspec.msgpack.encode(job), fds)
-        reports = _gather(ranks, num_ranks, seconds + GRACE_S)
+        reports = _gather(ranks, num_ranks, seconds + GRACE_S, cancel)
     finally:
         ranks.close()
         if segment is not None:
@@ -81,12 +84,19 @@ def profile_operators(
     return _of_all(reports)
 
 
-def _gather(ranks: RankProcesses, num_ranks: int, timeout_s: float) -> list[OperatorReport]:
+def _gather(
+    ranks: RankProcesses, num_ranks: int, timeout_s: float, cancel: Cancellation
+) -> list[OperatorReport]:
     reports: list[OperatorReport] = []
+    until_s = time.monotonic() + timeout_s
     while len(reports) < num_ranks:
-        frame = ranks.receive(timeout_s)
+        cancel.check()
+        frame = ranks.receive(LOOK_EVERY_S)
         if frame is None:
-            raise TunerError(f"measuring ranks did not answer within {timeout_s:g} s")
+            if time.monotonic() >= until_s:
+                raise TunerError(f"measuring ranks did not answer within {timeout_s:g} s")
+            continue
+        until_s = time.monotonic() + timeout_s
         match msgspec.msgpack.decode(frame.payload, type=FromProfileRank):
             case OperatorReport() as report:
                 reports.append(report)

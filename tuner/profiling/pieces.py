@@ -24,7 +24,7 @@ from engine.models.loader import open_weights
 from engine.models.scales import scale_names
 from engine.models.shapes import expected_shapes
 from engine.spec.config import EngineConfig, ExecutorKind
-from engine.spec.errors import CheckpointError
+from engine.spec.errors import CheckpointError, RankError
 from engine.spec.feasible import infeasible_reasons
 from engine.spec.model import ModelConfig
 from engine.spec.modes import Mode
@@ -33,6 +33,7 @@ from engine.spec.settings import Settings
 from tuner.profiling.budget import Budget
 from tuner.profiling.profile import PieceTime, trimmed_mean
 from tuner.profiling.steps import StepRecipe, synthetic_step
+from tuner.spec.cancel import NEVER, Cancellation
 
 RECIPES = (
     StepRecipe(decodes=1, decode_context=64),
@@ -65,9 +66,18 @@ def piece_plans(model: ModelConfig, num_ranks: int) -> list[ParallelPlan]:
 
 
 def profile_pieces(
-    config: EngineConfig, *, num_ranks: int, max_tokens: int, max_context: int, budget: Budget
+    config: EngineConfig,
+    *,
+    num_ranks: int,
+    max_tokens: int,
+    max_context: int,
+    budget: Budget,
+    cancel: Cancellation = NEVER,
 ) -> list[PieceTime]:
-    """Times of every recipe that fits, under every piece plan, at two depths, within ``budget``."""
+    """Times of every recipe that fits, under every piece plan, at two depths, within ``budget``.
+
+    ``cancel`` is asked between steps.
+    """
     model = ModelConfig.from_dir(config.model_dir)
     plans = piece_plans(model, num_ranks)
     recipes = [r for r in RECIPES if r.num_tokens <= max_tokens and r.longest <= max_context]
@@ -91,7 +101,7 @@ def profile_pieces(
                             num_kv_blocks=max(r.num_blocks(config.block_size) for r in recipes),
                         )
                         per_point = seconds / (len(plan.modes) * len(recipes))
-                        found += _time_plan(cut, ranks, recipes, per_point)
+                        found += _time_plan(cut, ranks, recipes, per_point, cancel)
                     left -= len(plan.modes)
         finally:
             ranks.close()
@@ -105,17 +115,26 @@ def _depths(plan: ParallelPlan, model: ModelConfig) -> list[int]:
 
 
 def _time_plan(
-    config: EngineConfig, ranks: RankProcesses, recipes: list[StepRecipe], seconds: float
+    config: EngineConfig,
+    ranks: RankProcesses,
+    recipes: list[StepRecipe],
+    seconds: float,
+    cancel: Cancellation,
 ) -> list[PieceTime]:
+    cancel.check()
     model = ModelConfig.from_dir(config.model_dir)
-    executor = ProcessExecutor(config, model, config.settings.plan, ranks=ranks)
+    plan = config.settings.plan
+    executor = ProcessExecutor(config, model, plan, ranks=ranks, is_ending=lambda: cancel.is_over)
     try:
         executor.start()
         return [
-            _time_recipe(config, model, executor, recipe, mode, seconds)
-            for mode in config.settings.plan.modes
+            _time_recipe(config, model, executor, recipe, mode, seconds, cancel)
+            for mode in plan.modes
             for recipe in recipes
         ]
+    except RankError:
+        cancel.check()
+        raise
     finally:
         executor.close()
 
@@ -127,6 +146,7 @@ def _time_recipe(
     recipe: StepRecipe,
     mode: Mode,
     seconds: float,
+    cancel: Cancellation,
 ) -> PieceTime:
     taken: list[float] = []
     waited: list[float] = []
@@ -139,6 +159,7 @@ def _time_recipe(
         return len(taken) >= MAX_REPEATS or (len(taken) > MIN_REPEATS and left_s <= 0)
 
     while not is_enough():
+        cancel.check()  # about a microsecond
         step = synthetic_step(
             recipe,
             step_id=step_id,

@@ -6,7 +6,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,16 +15,19 @@ import numpy as np
 
 from engine.engine import Engine
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
+from engine.spec.errors import RankError
 from engine.spec.model import DType, ModelConfig
 from engine.spec.request import Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample
+from tuner.load.stoppable import until_stopped
 from tuner.profiling.budget import Budget
 from tuner.profiling.host_work import HostWork, HostWorkMeter
 from tuner.profiling.messages import OperatorReport
 from tuner.profiling.operators import profile_operators
 from tuner.profiling.pieces import profile_pieces
 from tuner.profiling.profile import Profile, Took, merged
+from tuner.spec.cancel import LOOK_EVERY_S, NEVER, Cancellation
 from tuner.spec.machine import num_cores, this_machine
 from tuner.work.counts import model_sizes
 
@@ -60,10 +63,13 @@ class ProfileSpec:
     threads_per_rank: int = 1
 
 
-def run_profile(spec: ProfileSpec, *, on_event: OnEvent = lambda _: None) -> Profile:
-    """Measure everything ``spec`` asks for.
+def run_profile(
+    spec: ProfileSpec, *, on_event: OnEvent = lambda _: None, cancel: Cancellation = NEVER
+) -> Profile:
+    """Measure everything ``spec`` asks for; ``cancel`` is asked on the way.
 
     Raises:
+        CancelledError: by ``cancel``; no rank is left then.
         TunerError: a measuring rank failed.
         EngineError: the checkpoint is at fault, or a rank of the engine failed.
     """
@@ -73,11 +79,13 @@ def run_profile(spec: ProfileSpec, *, on_event: OnEvent = lambda _: None) -> Pro
         if spec.rounds > 1:
             on_event(f"round {number + 1} of {spec.rounds}")
         share = budget.inner(1 / (spec.rounds - number))
-        found.append(_run_round(replace(spec, seed=spec.seed + number), share, on_event))
+        found.append(_run_round(replace(spec, seed=spec.seed + number), share, on_event, cancel))
     return merged(found)
 
 
-def _run_round(spec: ProfileSpec, budget: Budget, on_event: OnEvent) -> Profile:
+def _run_round(
+    spec: ProfileSpec, budget: Budget, on_event: OnEvent, cancel: Cancellation
+) -> Profile:
     """Everything once."""
     begun_s, asked_s = time.perf_counter(), budget.left_s
     model = ModelConfig.from_dir(spec.model_dir)
@@ -88,7 +96,7 @@ def _run_round(spec: ProfileSpec, budget: Budget, on_event: OnEvent) -> Profile:
         on_event(f"{kinds} with {active} of {most} ranks at work")
         to_come = OPERATOR_SHARE * (most - active + 1) / most + PIECE_SHARE + SERVING_SHARE
         with budget.part(OPERATOR_SHARE / most / to_come) as seconds:
-            reports.append(_operators(spec, model, active, most, seconds))
+            reports.append(_operators(spec, model, active, most, seconds, cancel))
     config = EngineConfig(
         model_dir=spec.model_dir,
         dtype=spec.dtype,
@@ -106,10 +114,13 @@ def _run_round(spec: ProfileSpec, budget: Budget, on_event: OnEvent) -> Profile:
         max_tokens=spec.max_tokens,
         max_context=min(spec.max_context, model.max_positions),
         budget=of_pieces,
+        cancel=cancel,
     )
     on_event("a short serving run on one rank")
     of_serving = budget.inner(1.0)
-    samples, host_work = serve_samples(config, model, seed=spec.seed, budget=of_serving)
+    samples, host_work = serve_samples(
+        config, model, seed=spec.seed, budget=of_serving, cancel=cancel
+    )
     return Profile(
         fingerprint=this_machine(spec.device, threads_per_rank=spec.threads_per_rank),
         model=model_sizes(model),
@@ -141,7 +152,12 @@ def max_active_ranks(device: str, threads_per_rank: int = 1) -> int:
 
 
 def _operators(
-    spec: ProfileSpec, model: ModelConfig, active: int, most: int, seconds: float
+    spec: ProfileSpec,
+    model: ModelConfig,
+    active: int,
+    most: int,
+    seconds: float,
+    cancel: Cancellation,
 ) -> OperatorReport:
     degrees = [d for d in range(1, most + 1) if _divides(model, d)]
     return profile_operators(
@@ -154,6 +170,7 @@ def _operators(
         max_context=min(spec.max_context, model.max_positions),
         seconds=seconds,
         threads_per_rank=spec.threads_per_rank,
+        cancel=cancel,
     )
 
 
@@ -162,7 +179,12 @@ def _divides(model: ModelConfig, degree: int) -> bool:
 
 
 def serve_samples(
-    config: EngineConfig, model: ModelConfig, *, seed: int, budget: Budget
+    config: EngineConfig,
+    model: ModelConfig,
+    *,
+    seed: int,
+    budget: Budget,
+    cancel: Cancellation = NEVER,
 ) -> tuple[tuple[StepSample, ...], tuple[HostWork, ...]]:
     """A live engine on one rank under waves of requests of many lengths, at least one of each
     size: its step samples, and what each wave took beside its steps."""
@@ -176,14 +198,17 @@ def serve_samples(
     work: list[HostWork] = []
     with ExitStack() as stack:
         with budget.start():
-            engine = stack.enter_context(Engine(served))
+            engine = stack.enter_context(closing(Engine(served)))
+            _start(engine, cancel)
             meter = HostWorkMeter()
-            run_wave(engine, rng, num_requests=2, wave=0)  # warms caches and branch history
+            run_wave(
+                engine, rng, num_requests=2, wave=0, cancel=cancel
+            )  # warms caches and branch history
             engine.drain_samples()
         wave = 1
         while budget.left_s > 0 or wave <= len(WAVES):
             meter.begin()
-            run_wave(engine, rng, num_requests=WAVES[wave % len(WAVES)], wave=wave)
+            run_wave(engine, rng, num_requests=WAVES[wave % len(WAVES)], wave=wave, cancel=cancel)
             new = engine.drain_samples()
             num_rows = sum(sample.shape.num_seqs for sample in new)
             work.append(meter.end(num_steps=len(new), num_rows=num_rows))
@@ -192,7 +217,22 @@ def serve_samples(
     return tuple(samples), tuple(work)
 
 
-def run_wave(engine: Engine, rng: np.random.Generator, *, num_requests: int, wave: int) -> None:
+def _start(engine: Engine, cancel: Cancellation) -> None:
+    try:
+        until_stopped(engine, engine.start, lambda: cancel.is_over)
+    except RankError:
+        cancel.check()
+        raise
+
+
+def run_wave(
+    engine: Engine,
+    rng: np.random.Generator,
+    *,
+    num_requests: int,
+    wave: int,
+    cancel: Cancellation = NEVER,
+) -> None:
     """Submit requests at once and wait for all of them."""
     longest = min(400, engine.max_model_len // 2)
     outputs: queue.Queue[RequestOutput] = queue.Queue()
@@ -210,8 +250,12 @@ def run_wave(engine: Engine, rng: np.random.Generator, *, num_requests: int, wav
             sampling=SamplingParams(max_tokens=int(rng.integers(8, 48)), ignore_eos=True),
         )
         engine.submit(request, keep_last)
-    for _ in range(num_requests):
-        outputs.get()
+    left = num_requests
+    while left:
+        cancel.check()
+        with suppress(queue.Empty):
+            outputs.get(timeout=LOOK_EVERY_S)
+            left -= 1
 
 
 @contextmanager

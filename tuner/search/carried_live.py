@@ -22,14 +22,12 @@ from tuner.capacity.probe import Probe
 from tuner.capacity.search import Capacity
 from tuner.capacity.table import check_has_table
 from tuner.launch.gearshift import ServedHere
-from tuner.load.live import warm_up
 from tuner.load.tuning_target import TuningTarget
 from tuner.search.context import TuningContext
 from tuner.search.costs import Level, Meter
 from tuner.search.evidence import measured_estimates
 from tuner.search.purse import FIRST_SERVER_START_S, Purse
 from tuner.servers.own import OwnCommand
-from tuner.servers.target import ServerTarget
 from tuner.spec.errors import TunerError
 from tuner.workload.workload import Workload
 
@@ -110,6 +108,8 @@ class Driver:
         return min(max(self._seconds, needed_s), MOST_LONGER * self._seconds)
 
     def _search(self, expected: CarriedRate, seconds: float) -> LiveCapacity:
+        from tuner.load.live import warm_up
+
         context, settings = self.context, expected.settings
         with self._target() as target:
             search = LiveSearch(
@@ -151,6 +151,8 @@ class Driver:
         context = self.context
         if context.spec.is_served:
             return nullcontext(context.live)
+        from tuner.servers.target import ServerTarget
+
         context.close()  # no ranks of a trial beside those that are driven
         return closing(
             ServerTarget(

@@ -16,7 +16,6 @@ from engine.spec.steps import StepSample
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from tuner.hardware import Hardware
-from tuner.load.live import LiveEngine
 from tuner.load.tuning_target import MakeTarget, TargetAsked, TuningTarget
 from tuner.search.corrected import Corrected
 from tuner.search.costs import Cost, Meter
@@ -26,7 +25,6 @@ from tuner.search.simulator import Simulator
 from tuner.search.spec import TuningSpec
 from tuner.search.surrogate import Example, Load
 from tuner.servers.command import ServerCommand
-from tuner.servers.target import ServerTarget
 from tuner.spec.errors import TunerError
 from tuner.spec.space import Space
 from tuner.step_model.model import StepModel
@@ -60,6 +58,8 @@ class TuningContext:
     starts what trials run on where that is no engine of ours. ``meter`` holds what was taken since
     the last trial, ``design_costs`` what the design took, ``final_costs`` what measuring the best
     again took, and ``spent_before_s`` the device seconds of that which an earlier process took.
+    ``groundwork_key`` is that of what trials rest on, and ``num_kept`` the size of what was kept of
+    it last.
     ``step_samples`` are those of live runs of our engine in this process, the latest.
     """
 
@@ -84,6 +84,8 @@ class TuningContext:
     final_costs: list[Cost] = field(default_factory=list)
     spent_before_s: float = 0.0
     step_samples: list[StepSample] = field(default_factory=list)
+    groundwork_key: str = ""
+    num_kept: int = 0
     _live: TuningTarget | None = None
 
     @cached_property
@@ -135,7 +137,11 @@ class TuningContext:
                 )
             )
         if self.server_command is None:
+            from tuner.load.live import LiveEngine
+
             return LiveEngine(self.config)
+        from tuner.servers.target import ServerTarget
+
         return ServerTarget(
             self.server_command,
             vocab_size=self.model.vocab_size,
@@ -144,6 +150,10 @@ class TuningContext:
 
     def keep_steps(self) -> None:
         """Keep the step samples of the last live run, where our engine ran it."""
+        if self._live is None:
+            return
+        from tuner.load.live import LiveEngine
+
         if isinstance(self._live, LiveEngine):
             self.step_samples += self._live.drain_samples()
             del self.step_samples[:-KEPT_STEPS]

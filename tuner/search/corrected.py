@@ -12,14 +12,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from engine.executors.protocol import StepTimer
+from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.objective import NOTICEABLE, Objective
-from policies.points import Estimate, OperatingPoint
+from policies.points import Estimate, OperatingPoint, exact_from_json, exact_to_json
 from policies.sla import Sla
 from tuner.search.design import rank_point
 from tuner.search.estimate import Estimator
@@ -50,6 +52,33 @@ class Corrected:
     timer: Callable[[ParallelPlan], StepTimer]
     objective: Objective = Objective.DEVICES
     _known: dict[Settings, OperatingPoint] = field(default_factory=dict)
+    _rows: dict[int, OperatingPoint] = field(default_factory=dict)
+
+    @property
+    def num_known(self) -> int:
+        """Settings whose estimates are solved."""
+        return len(self._known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every estimate that is solved: of rows by their numbers, of others by their settings."""
+        of_rows = {id(point) for point in self._rows.values()}
+        return {
+            "rows": {str(row): exact_to_json(point.metrics) for row, point in self._rows.items()},
+            "others": [
+                [settings.to_json(), exact_to_json(point.metrics)]
+                for settings, point in self._known.items()
+                if id(point) not in of_rows
+            ],
+        }
+
+    def know(self, raw: dict[str, Any]) -> None:
+        """Take over the estimates that :meth:`to_json` of another process wrote."""
+        for row, values in raw["rows"].items():
+            settings = self.grid.settings(int(row))
+            self._rows[int(row)] = self._known[settings] = _guess(settings, values)
+        for document, values in raw["others"]:
+            settings = Settings.from_json(document)
+            self._known[settings] = _guess(settings, values)
 
     @cached_property
     def _estimator(self) -> Estimator:
@@ -57,7 +86,9 @@ class Corrected:
 
     def estimate(self, row: int) -> OperatingPoint:
         """What arithmetic says of that row."""
-        return self.estimate_of(self.grid.settings(row))
+        if row not in self._rows:
+            self._rows[row] = self.estimate_of(self.grid.settings(row))
+        return self._rows[row]
 
     def estimate_of(self, settings: Settings) -> OperatingPoint:
         """What it says of ``settings``, whether the grid has them or not; solved once."""
@@ -152,6 +183,11 @@ def predict(
         process.fit(places, values)
     mean, error = process.predict(where, return_std=True)
     return np.asarray(mean), np.asarray(error)
+
+
+def _guess(settings: Settings, values: dict[str, Any]) -> OperatingPoint:
+    metrics = exact_from_json(values)
+    return OperatingPoint(settings=settings, fidelity=Fidelity.PREDICTED, metrics=metrics)
 
 
 def _likeness(guess: OperatingPoint) -> tuple[ParallelPlan, frozenset[tuple[str, Estimate]]]:

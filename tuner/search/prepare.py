@@ -22,11 +22,13 @@ from tuner.search.context import WHOLE_REQUESTS, OnEvent, TuningContext, TuningE
 from tuner.search.costs import Level, Meter
 from tuner.search.design import advised_ladders, design_settings, refined_settings
 from tuner.search.feasibility import check_memory, engine_config, refused_caps
+from tuner.search.groundwork import find_groundwork, groundwork_key, put_groundwork
 from tuner.search.served import server_command
 from tuner.search.simulator import Simulator
 from tuner.search.spec import TuningSpec
 from tuner.search.surrogate import Example, Load, features
 from tuner.servers.command import ServerCommand
+from tuner.spec.cancel import Cancellation
 from tuner.spec.errors import TunerError
 from tuner.spec.space import ORDERS, STEP_MS, Space, build_space
 from tuner.step_model.model import StepModel
@@ -43,15 +45,20 @@ def prepare(
     spec: TuningSpec,
     *,
     cost_model: dict[str, Any] | None = None,
+    groundwork: dict[str, Any] | None = None,
     on_event: OnEvent = lambda _: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> TuningContext:
     """Read everything, profile if need be, and simulate every feasible plan.
 
     ``cost_model`` is a step model's document; a local job without one profiles this machine.
+    ``groundwork`` is what an earlier process had of this job (``tuner.search.groundwork``).
 
     Raises:
+        CancelledError: it was cancelled meanwhile.
         TunerError, PolicyInputError, EngineError: whatever in the spec is at fault.
     """
+    cancel = Cancellation(is_cancelled)
     sla = spec.parsed_sla
     workload = parse_workload(spec.workload, seed=spec.seed)
     if spec.capacity_table:
@@ -63,6 +70,7 @@ def prepare(
     model = ModelConfig.from_dir(spec.model_path) if node is None else node.model
     config = engine_config(spec, model, node)
     max_model_len = min(config.max_model_len or model.max_positions, model.max_positions)
+    cancel.check()
     space = build_space(
         model,
         spec.num_devices,
@@ -77,7 +85,9 @@ def prepare(
             "name what it runs on (--hardware) or a cost model"
         )
     meter = Meter()
-    step_model = None if node or is_blind else _step_model(spec, model, cost_model, on_event, meter)
+    step_model = (
+        None if node or is_blind else _step_model(spec, model, cost_model, on_event, meter, cancel)
+    )
     timer_of = None if is_blind else _timers(spec, model, node, step_model)
     has_rungs = not spec.is_served and (node is None or node.has_rungs)
     space = _with_ladders(space, timer_of, has_rungs=has_rungs)
@@ -117,10 +127,32 @@ def prepare(
         server_command=_command(spec, config),
         meter=meter,
     )
-    with (design := Meter()).timing(Level.SIMULATED):
-        _simulate_design(context)
-    context.design_costs = () if is_blind else design.taken()
+    _lay_groundwork(context, groundwork, cancel)
     return context
+
+
+def _lay_groundwork(
+    context: TuningContext, kept: dict[str, Any] | None, cancel: Cancellation
+) -> None:
+    """Take over the design that was kept, or simulate it, and tell of it."""
+    space = context.space
+    if context.simulator.is_blind:
+        context.emit("prepared", f"{len(space.plans)} plans; nothing is simulated before trials")
+        return
+    context.groundwork_key = groundwork_key(context)
+    is_kept = (found := find_groundwork(context, kept)) is not None
+    if found is not None:
+        put_groundwork(context, found)
+    else:
+        with (design := Meter()).timing(Level.SIMULATED):
+            _simulate_design(context, cancel)
+        context.design_costs = design.taken()
+    context.emit(
+        "prepared",
+        f"{len(space.plans)} feasible plans ({len(space.pruned)} pruned), "
+        f"{len(context.design)} settings simulated{' before' if is_kept else ''}",
+        plans=[str(plan) for plan in space.plans],
+    )
 
 
 def _command(spec: TuningSpec, config: EngineConfig) -> ServerCommand | None:
@@ -176,6 +208,7 @@ def _step_model(
     document: dict[str, Any] | None,
     on_event: OnEvent,
     meter: Meter,
+    cancel: Cancellation,
 ) -> StepModel:
     if document is not None:
         return StepModel.from_json(json.loads(json.dumps(document, default=str)))
@@ -199,7 +232,7 @@ def _step_model(
         seed=spec.seed,
     )
     with meter.timing(Level.PROFILED, num_devices=spec.num_devices):
-        profile = run_profile(wanted, on_event=say)
+        profile = run_profile(wanted, on_event=say, cancel=cancel)
     fitted = fit_step_model(profile, model, seed=spec.seed)
     path = save_cost_model(fitted)
     on_event(TuningEvent(kind="profiled", message=f"cost model {fitted.id} in {path}"))
@@ -273,17 +306,15 @@ def _warnings(
     return found
 
 
-def _simulate_design(context: TuningContext) -> None:
+def _simulate_design(context: TuningContext, cancel: Cancellation) -> None:
     """Simulate a few settings of every feasible plan; some also at other rates, and some on all
     that trials run, for the surrogate."""
     space, simulator = context.space, context.simulator
-    if simulator.is_blind:
-        context.emit("prepared", f"{len(space.plans)} plans; nothing is simulated before trials")
-        return
     sample = head(context.trial_workload, DESIGN_REQUESTS)
     timers = {plan: simulator.timer(plan) for plan in space.plans}
 
     def simulate(settings: Settings, workload: Workload, load: Load) -> OperatingPoint:
+        cancel.check()
         point = simulator.quick_point(settings, workload)
         known = features(settings, load, timers[settings.plan])
         context.examples.append(Example(point=point, features=known))
@@ -308,9 +339,3 @@ def _simulate_design(context: TuningContext) -> None:
         load = Load.of(workload)
         for settings in some:
             simulate(settings, workload, load)
-    context.emit(
-        "prepared",
-        f"{len(space.plans)} feasible plans ({len(space.pruned)} pruned), "
-        f"{len(context.design)} settings simulated",
-        plans=[str(plan) for plan in space.plans],
-    )

@@ -18,7 +18,6 @@ from tuner.described.launch import node_commands
 from tuner.described.queue_limit import queued_tokens
 from tuner.launch.command import PORT, LaunchCommand
 from tuner.launch.gearshift import launch_here
-from tuner.load.live import LiveEngine
 from tuner.search.carried_live import served_here
 from tuner.search.context import TuningContext
 from tuner.search.ranking import described_load, trained_surrogate
@@ -148,6 +147,8 @@ def _paced_document(context: TuningContext, settings: Settings) -> dict[str, Any
     """
     if context.hardware is None:
         return None
+    from tuner.load.live import LiveEngine
+
     workload = head(context.workload, context.spec.probe_requests)
     context.emit("paced", f"{settings}: {len(workload)} requests in real time")
     with LiveEngine(context.config, timer_factory=context.simulator.timer) as live:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import optuna
-from optuna.samplers import BaseSampler
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,9 @@ NUM_STARTUP = 6
 
 def tpe(seed: int) -> BaseSampler:
     """All knobs modelled together."""
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=NUM_STARTUP, multivariate=True)
+    from optuna.samplers import TPESampler
+
+    return TPESampler(seed=seed, n_startup_trials=NUM_STARTUP, multivariate=True)
 
 
 DEFAULT = SamplerChoice(make=tpe)

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
 
 from engine.spec.settings import Settings
 from policies.objective import Objective
@@ -22,6 +21,10 @@ from policies.sla import Sla
 from tuner.search.grid import Grid, Knob, Numbers
 from tuner.search.samplers import DEFAULT, SamplerChoice
 from tuner.search.trials import TrialRecord
+
+if TYPE_CHECKING:  # it is imported once somebody asks: preparing and recommending do without
+    import optuna
+    from optuna.distributions import BaseDistribution, IntDistribution
 
 # The most a number can count against a point: what failed or has no value.
 WORST = 10.0
@@ -46,6 +49,8 @@ def suggest(
     what ``objective`` looks for, with the SLA as constraints. The same arguments give the same
     answer.
     """
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = choice.make(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
     num_sides = 2 if objective is Objective.PARETO else 1
@@ -65,6 +70,8 @@ def suggest(
 
 def distribution(knob: Knob) -> IntDistribution:
     """A knob as Optuna wants it."""
+    from optuna.distributions import IntDistribution
+
     return IntDistribution(knob.low, knob.high, log=knob.is_log)
 
 
@@ -90,6 +97,8 @@ def _ask(study: optuna.Study, grid: Grid, choice: SamplerChoice) -> Numbers:
 def _frozen(
     grid: Grid, sla: Sla, point: OperatingPoint, objective: Objective, choice: SamplerChoice
 ) -> optuna.trial.FrozenTrial:
+    from optuna.trial import create_trial
+
     numbers = grid.numbers_of(point.settings)
     distributions: dict[str, BaseDistribution] = {}
     before: Numbers = {}
@@ -97,7 +106,7 @@ def _frozen(
         if not (choice.is_conditional and grid.is_idle(knob, before)):
             distributions[knob.name] = distribution(knob)
             before[knob.name] = numbers[knob.name]
-    return optuna.trial.create_trial(
+    return create_trial(
         values=values_of(point, sla, objective),
         params=dict(before),
         distributions=distributions,

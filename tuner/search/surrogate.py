@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import GroupKFold
 
 from engine.executors.protocol import StepTimer
 from engine.spec.measurement import Fidelity
@@ -238,6 +237,8 @@ def _held_out_errors(
     if count < 2:
         # Nothing can be held out: the spread is all that is known, and trees are not trusted.
         return y - np.median(y), np.full(len(y), np.inf)
+    from sklearn.model_selection import GroupKFold
+
     physical, with_trees = np.zeros(len(y)), np.zeros(len(y))
     for seen, held in GroupKFold(min(NUM_FOLDS, count)).split(x, y, groups):
         factor = float(np.median(y[seen]))

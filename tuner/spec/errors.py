@@ -15,5 +15,9 @@ class TraceError(WorkloadError):
     """A trace file or row that cannot be read; the message holds the file and line number."""
 
 
+class CancelledError(TunerError):
+    """Whoever asked for it gave up while it was made."""
+
+
 class LoadError(TunerError):
     """A target that cannot be driven: unreachable, or not the server it should be."""

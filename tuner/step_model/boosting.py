@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.ensemble import HistGradientBoostingRegressor
-from threadpoolctl import ThreadpoolController
 
 from tuner.step_model.trees import LEAF, Tree, Trees
+
+if TYPE_CHECKING:  # they take half a second to import, and few processes fit anything
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import ThreadpoolController
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -26,6 +28,8 @@ def boosted(
     learning_rate: float = 0.1,
 ) -> HistGradientBoostingRegressor:
     """A small regressor: few leaves and strong shrinkage; the defaults are for hundreds of rows."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
     return HistGradientBoostingRegressor(
         max_iter=num_trees,
         max_leaf_nodes=num_leaves,
@@ -51,6 +55,8 @@ def one_thread() -> AbstractContextManager[Any]:
 @cache
 def _thread_pools() -> ThreadpoolController:
     """To find the libraries' pools takes 10 ms, to limit them 16 us."""
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()
 
 

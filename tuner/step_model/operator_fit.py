@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LinearRegression
 
 from tuner.profiling.profile import AttentionTime, ElementwiseTime, GemmTime, Profile
 from tuner.spec.errors import TunerError
@@ -34,6 +33,8 @@ def non_negative_fit(
     ``x`` f8[rows, terms], ``y`` f8[rows] > 0. ``prior`` f8[terms] pulls each coefficient, as if
     ``prior_weight`` of the rows said so.
     """
+    from sklearn.linear_model import LinearRegression
+
     design, target = x / y[:, None], np.ones(len(y))
     if prior is not None:
         scale = np.abs(design).mean(axis=0) * np.sqrt(prior_weight * len(y))

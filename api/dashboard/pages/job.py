@@ -132,7 +132,7 @@ class _Head:
                 _say_infeasible(known.infeasible)
 
     async def _ask(self) -> None:
-        question = "Stop after the running trial? Finished trials stay."
+        question = "Stop it now? Finished trials stay."
         if await confirm(question, yes="Cancel the job", no="Let it run"):
             await guarded(self._end)
 

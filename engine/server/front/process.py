@@ -13,7 +13,7 @@ import sys
 import msgspec
 
 from engine.logs import configure_logs
-from engine.server import create_server
+from engine.server.app import create_server
 from engine.server.front.lending import LentClients
 from engine.server.front.messages import FrontFailed, FrontSetup, WireError
 from engine.server.front.remote import RemoteEngine

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from api.cli.main import create_app
 from engine.engine import Engine
 from engine.models.create import create_model
-from engine.server import create_server
+from engine.server.app import create_server
 from engine.server.defaults import SamplingDefaults
 from engine.spec.config import EngineConfig
 from engine.spec.plan import ParallelPlan

@@ -107,6 +107,7 @@ def test_a_job_killed_outright_has_its_finished_trials_kept(run: Run, data_dir: 
         process.kill()
     resumed = run("tune", "--resume", "last", "--trials", 3, "--json")
     assert resumed.exit_code == 0, resumed.output
+    assert "settings simulated before" in resumed.stderr
     document = json.loads(resumed.stdout)
     assert len(trials_of(data_dir, document["job"])) == len(document["trials"]) >= 3
 

@@ -17,7 +17,7 @@ from api.control.controller import Controller
 from api.documents.tuning_spec import tuning_spec
 from api.services import retunes
 from api.services.audit import service_caller
-from api.services.jobs import move
+from api.services.job_moves import move
 from api.web.settings import ServiceSettings
 from policies.drift import DriftLimits
 from store import Database

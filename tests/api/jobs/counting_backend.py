@@ -13,7 +13,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from api.jobs.backend import IsCancelled, JobInputError, Json, OnEvent, Verdict
+from api.jobs.backend import (
+    IsCancelled,
+    JobInputError,
+    JobStoppedError,
+    Json,
+    OnEvent,
+    Verdict,
+)
 from api.jobs.worker import run_worker
 from api.web.settings import ServiceSettings
 from engine.logs import configure_logs
@@ -32,11 +39,17 @@ def _gate(log: Path, number: int) -> Path:
 class CountingJob:
     """Trial n scores n; each takes ``seconds``, those ``closed`` last until their gate opens."""
 
-    def __init__(self, spec: Json, cost_model: Json, on_event: OnEvent) -> None:
+    def __init__(self, spec: Json, cost_model: Json, ran: list[int], on_event: OnEvent) -> None:
         self._options = spec["options"]
         self._sla = spec["sla"]
         self._on_event = on_event
         self.cost_model: Json | None = cost_model
+        self._ran, self._num_kept = list(ran), len(ran)
+
+    def new_groundwork(self) -> Json | None:
+        is_new = len(self._ran) > self._num_kept
+        self._num_kept = len(self._ran)
+        return {"ran": list(self._ran)} if is_new else None
 
     def run_trial(self, number: int, done: Sequence[Json], is_cancelled: IsCancelled) -> Json:
         log = Path(self._options["log"])
@@ -49,6 +62,7 @@ class CountingJob:
             time.sleep(0.01)
         if number == self._options.get("explode_at"):
             raise JobInputError("the trace has no rows")
+        self._ran.append(number)
         return {
             "number": number,
             "plan": "tp=1",
@@ -103,13 +117,21 @@ class CountingBackend:
         spec: Json,
         *,
         cost_model: Json | None,
+        groundwork: Json | None,
         devices: Sequence[int],
         on_event: OnEvent,
+        is_cancelled: IsCancelled,
     ) -> CountingJob:
+        ran = groundwork["ran"] if groundwork else []
         kind = "again" if cost_model else "measured"
         with Path(spec["options"]["log"]).open("a") as lines:
-            lines.write(f"prepare {kind}\n")
-        return CountingJob(spec, cost_model or {"fingerprint": "test", "v": 1}, on_event)
+            lines.write(f"prepare {kind}{f' after {ran}' if ran else ''}\n")
+        until_s = time.monotonic() + spec["options"].get("prepare_s", 0.0)
+        while time.monotonic() < until_s:
+            time.sleep(0.01)
+            if is_cancelled():
+                raise JobStoppedError
+        return CountingJob(spec, cost_model or {"fingerprint": "test", "v": 1}, ran, on_event)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import pytest
 from api.jobs.leases import DeviceLeases
 from api.jobs.runner import JobRunner, JobStep
 from api.services.audit import service_caller
-from api.services.jobs import cancel, move
+from api.services.job_moves import move
+from api.services.jobs import cancel
 from api.web.settings import ServiceSettings
 from store import Database
 from store.models import JobState
@@ -90,7 +91,7 @@ def test_a_step_that_runs_again_finds_its_row_and_does_nothing(
     assert restarted.trial(job_id, 0) is JobStep.GO_ON
     restarted.trial(job_id, 1)
     assert [line.split()[0] for line in _log(tmp_path)] == ["prepare", "0", "prepare", "1"]
-    assert _log(tmp_path)[2] == "prepare again", "the kept cost model spares the measuring"
+    assert _log(tmp_path)[2] == "prepare again after [0]", "what was kept spares the work"
     assert _log(tmp_path)[3].endswith("[0]"), "the second trial knows the first"
 
 
@@ -107,6 +108,52 @@ def test_a_cancelled_job_stops_before_its_next_trial_and_keeps_the_finished(
     assert _state(database, job_id) == (JobState.CANCELLED, "cancelled; 1 of 3 trials kept")
     with database.read() as uow:
         assert [r["number"] for r in uow.trials.list_records(job_id)] == [0]
+
+
+def test_what_trials_rest_on_is_kept_while_the_job_is_open_and_no_longer(
+    runner: JobRunner, database: Database, tmp_path: Path
+) -> None:
+    def kept() -> Json | None:
+        with database.read() as uow:
+            return uow.groundworks.find(job_id)
+
+    job_id = _job(database, tmp_path)
+    runner.begin(job_id)
+    runner.trial(job_id, 0)
+    assert kept() == {"ran": [0]}
+    runner.trial(job_id, 1)
+    assert kept() == {"ran": [0, 1]}
+    runner.finish(job_id)
+    assert kept() is None
+
+
+def test_a_job_cancelled_while_it_is_prepared_is_cancelled_at_once(
+    runner: JobRunner, database: Database, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path, prepare_s=60.0)
+    worker = threading.Thread(target=lambda: (runner.begin(job_id), runner.finish(job_id)))
+    worker.start()
+    wait_until(lambda: (tmp_path / "log").exists())
+    with database.begin() as uow:
+        cancel(uow, job_id, caller=service_caller("test"))
+    wait_until(lambda: _state(database, job_id)[0] is JobState.CANCELLED)
+    worker.join()
+    assert _state(database, job_id) == (JobState.CANCELLED, "cancelled; 0 of 3 trials kept")
+
+
+def test_a_job_cancelled_while_it_is_prepared_again_for_its_end_is_cancelled(
+    database: Database, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path, prepare_s=60.0)
+    with database.begin() as uow:
+        move(uow, uow.jobs.get(job_id), JobState.RUNNING, "a worker took it up")
+    worker = threading.Thread(target=_runner(database, settings).finish, args=(job_id,))
+    worker.start()
+    wait_until(lambda: (tmp_path / "log").exists())
+    with database.begin() as uow:
+        cancel(uow, job_id, caller=service_caller("test"))
+    worker.join()
+    assert _state(database, job_id)[0] is JobState.CANCELLED
 
 
 def test_a_job_cancelled_while_a_worker_takes_it_up_stays_cancelled(

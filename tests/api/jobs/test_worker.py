@@ -13,14 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from api.jobs.keeping import COMMAND_LINE
 from api.jobs.supervisor import COMMAND, ONE_THREAD
 from api.schemas.tuning import TuningJobCreate
 from api.services.audit import service_caller
-from api.services.jobs import cancel, move
+from api.services.job_moves import move
+from api.services.jobs import cancel
 from api.web.settings import ServiceSettings
+from engine.models.create import create_model
 from store import Database
 from store.models import JobState
 from tests.api.jobs.counting_backend import open_gate
@@ -194,6 +197,12 @@ def _tuning(database: Database, job_body: Json, **changes: Any) -> str:
         return uow.jobs.add(spec=spec, num_trials=spec["trials"], created_by="key_test").id
 
 
+def _ranks_of(child: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Processes that the worker has started, a fork of it, to measure with."""
+    (worker,) = psutil.Process(child.pid).children() or (None,)
+    return [] if worker is None else worker.children(recursive=True)
+
+
 def _document(database: Database, job_id: str) -> Json:
     with database.read() as uow:
         report = uow.jobs.get(job_id).report
@@ -227,6 +236,23 @@ def test_the_real_tuner_killed_half_way_ends_with_the_report_of_an_undisturbed_j
     assert found is not None
     assert found.schedule is not None
     assert found.document["fidelity"] == "simulated"
+
+
+@pytest.mark.slow  # a preparation that waits is cancelled each time (test_runner.py)
+@pytest.mark.parametrize("current_url", ["sqlite"], indirect=True)
+def test_a_job_cancelled_while_it_measures_the_machine_is_cancelled_then_and_leaves_no_rank(
+    database: Database, settings: ServiceSettings, job_body: Json, tmp_path: Path
+) -> None:
+    create_model(tmp_path / "tiny", preset="tiny")
+    local = {"model_dir": str(tmp_path / "tiny"), "hardware": "local", "num_devices": 1}
+    job_id = _tuning(database, job_body, **local, options={"profile_seconds": 3600.0})
+    with _worker(database, settings, COMMAND) as child:
+        wait_until(lambda: _ranks_of(child))
+        with database.begin() as uow:
+            cancel(uow, job_id, caller=service_caller("test"))
+        wait_until(lambda: _state(database, job_id).is_final, 30)
+        assert _ranks_of(child) == []
+    assert _state(database, job_id) is JobState.CANCELLED
 
 
 @pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)

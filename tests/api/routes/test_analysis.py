@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from api.jobs.backend import Verdict
 from api.jobs.keeping import close, keep_trial
 from api.jobs.tuner_backend import plain
-from api.services.jobs import move
+from api.services.job_moves import move
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings

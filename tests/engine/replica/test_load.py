@@ -33,7 +33,8 @@ def replicas(
     config: EngineConfig, plan: ParallelPlan | None = None, caps: Caps = CAPS
 ) -> Iterator[list[Replica]]:
     """The started replicas of a plan, stopped at the end."""
-    fleet = Fleet(config, ModelConfig.from_dir(config.model_dir), timer_factory=ConstantTimer)
+    model = ModelConfig.from_dir(config.model_dir)
+    fleet = Fleet(config, model, threading.Event(), timer_factory=ConstantTimer)
     settings = Settings(plan=plan or config.settings.plan, threshold_tokens=0, caps=caps)
     running = fleet.launch(settings)
     with ExitStack() as ends:

@@ -17,7 +17,7 @@ import uvicorn
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.nvml.monitor import DeviceMonitor
-from engine.server import create_server
+from engine.server.app import create_server
 from engine.server.connections import ServerConfig
 from engine.server.defaults import SamplingDefaults
 from engine.server.keys import ServerKeys

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.server import create_server
+from engine.server.app import create_server
 from engine.text.tokenizer import Tokenizer
 from tests.engine.server.conftest import MODEL, simulated_engine
 

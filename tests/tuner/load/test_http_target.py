@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from engine.engine import Engine
 from engine.models.create import create_model
-from engine.server import create_server
+from engine.server.app import create_server
 from engine.server.keys import ServerKeys
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.measurement import Outcome

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -21,6 +22,8 @@ from tuner.profiling.profile import Profile
 from tuner.profiling.run import ProfileSpec, run_profile
 from tuner.search.tune import TuningSpec, tune
 from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
+from tuner.spec.cancel import Cancellation
+from tuner.spec.errors import CancelledError
 from tuner.spec.machine import num_cores
 from tuner.step_model.fit import fit_step_model
 from tuner.step_model.model import NO_COST, ServingCost
@@ -88,6 +91,22 @@ def test_a_fitted_profile_predicts_plans_with_sane_times(tiny: Path, profile: Pr
         result = simulate(engine, settings, workload)
         assert len(result.measurement.completed) == 12
         assert 0 < (result.measurement.tpot_ms.p50 or 0) < 1000
+
+
+@pytest.mark.parametrize("part", ["operators", "passes", "serving run"])
+def test_a_profile_that_is_cancelled_ends_in_any_part_and_leaves_no_rank(
+    tiny: Path, part: str
+) -> None:
+    told: list[str] = []
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(CancelledError):
+        run_profile(
+            ProfileSpec(model_dir=tiny, num_ranks=1, seconds=0.3, max_tokens=128, max_context=512),
+            on_event=told.append,
+            cancel=Cancellation(lambda: any(part in text for text in told), every_s=0.0),
+        )
+    assert part in told[-1]
+    assert {child.pid for child in psutil.Process().children()} <= before
 
 
 def test_a_cut_model_has_fewer_layers_and_the_same_checkpoint(tiny: Path) -> None:

@@ -8,7 +8,8 @@ import math
 from dataclasses import replace
 from statistics import NormalDist
 
-from policies.capacity_state import HOUR_S, CapacityState
+from policies.capacity_state import HOUR_S, CapacityMemory, CapacityState
+from policies.capacity_watch import is_queue_standing
 
 # Bounds of the correction by observation: it goes towards caution only.
 LEAST_CORRECTION = 0.5
@@ -25,7 +26,8 @@ def remember(state: CapacityState) -> CapacityState:
 
     A window that missed the SLA at a rate below what the table promises lowers the correction
     towards a little less than that rate; windows that meet it let it rise again. Neither counts
-    while a change or an overload settles: the queue that it left is not the table's error.
+    while a change or an overload settles: the queue that it left is not the table's error. But
+    what ends while a queue stands is all that is carried, whether others are turned away or not.
     """
     memory, limits = state.memory, state.limits
     recent = tuple(at_s for at_s in memory.changes_s if state.now_s - at_s < HOUR_S)
@@ -43,24 +45,44 @@ def remember(state: CapacityState) -> CapacityState:
     served_rps = min(state.observed_rps, admitted_rps)
     share = served_rps / state.current.low_rps
     is_limited = state.admitted_rps is not None
-    if share > memory.correction * (1 + ABOUT if is_limited else 1):
+    is_draining = is_limited and memory.flooded_s is not None
+    if is_draining or share > memory.correction * (1 + ABOUT if is_limited else 1):
         memory = replace(memory, overloaded_s=state.now_s)
-    if _settles(memory.changed_s, state):
+    if is_settling(memory.changed_s, state):
         return replace(state, memory=replace(memory, met_rps=None))
     if state.attainment is not None and not is_limited:
         met_rps = state.attainment * state.observed_rps
         before_rps = met_rps if memory.met_rps is None else memory.met_rps
         met_rps = before_rps + CORRECTION_ALPHA * (met_rps - before_rps)
         memory = replace(memory, met_rps=met_rps)
-    if _settles(memory.overloaded_s, state):
+    memory = _with_standing_queue(memory, state)
+    if is_settling(memory.overloaded_s, state):
         return replace(state, memory=memory)
     correction = memory.correction
     if state.is_sla_met is False:
         carried = max(share * BELOW_MISSED, LEAST_CORRECTION)
         correction += CORRECTION_ALPHA * (min(carried, correction) - correction)
     elif state.is_sla_met:
-        correction += RECOVERY_ALPHA * (1.0 - correction)
+        # Who is sent no more than a share tells of no more.
+        known = min(max(share, correction), 1.0) if is_limited else 1.0
+        correction += RECOVERY_ALPHA * (known - correction)
     return replace(state, memory=replace(memory, correction=correction))
+
+
+def _with_standing_queue(memory: CapacityMemory, state: CapacityState) -> CapacityMemory:
+    """Less is carried than promised where not even so much ends off a queue that stands, one
+    standard deviation of luck taken off."""
+    queue = state.queue
+    if queue is None or not is_queue_standing(memory, queue, state.now_s):
+        return memory
+    share = queue.finished_rps * memory.request_size / state.current.low_rps
+    luck = 1 / math.sqrt(max(queue.finished_rps * queue.window_s, 1.0))
+    if share * (1 + luck) >= 1:
+        return memory
+    correction = memory.correction
+    carried = max(share * BELOW_MISSED, LEAST_CORRECTION)
+    correction += CORRECTION_ALPHA * (min(carried, correction) - correction)
+    return replace(memory, correction=correction)
 
 
 def rate_there(state: CapacityState) -> float:
@@ -90,5 +112,6 @@ def surely_there(state: CapacityState) -> float:
     return state.observed_rps * max(1 - luck, 0.0)
 
 
-def _settles(since_s: float | None, state: CapacityState) -> bool:
+def is_settling(since_s: float | None, state: CapacityState) -> bool:
+    """Whether what happened at ``since_s`` still shows in windows."""
     return since_s is not None and state.now_s - since_s < state.limits.settle_s

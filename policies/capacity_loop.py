@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from engine.spec.admission import Admission
 from engine.spec.settings import Settings
-from policies.capacity_learning import rate_there, remember, surely_there
+from policies.capacity_learning import is_settling, rate_there, remember, surely_there
 from policies.capacity_state import (
     CapacityDecision,
     CapacityMemory,
@@ -19,15 +19,22 @@ from policies.capacity_state import (
     CapacityState,
 )
 from policies.capacity_table import CarriedRate, cheapest
-from policies.capacity_watch import is_news, is_queue_long
+from policies.capacity_watch import (
+    borne_requests,
+    is_news,
+    is_queue_long,
+    is_queue_standing,
+)
 from policies.constraint import Metric
 from policies.decision import Action
 from policies.giving_back import due_back, note_enough
-from policies.shedding import Overload, lift, limit_admission
+from policies.shedding import Overload, begin_anew, lift, limit_admission
 from policies.surge import forget_surge
 
 # A queue that grew while devices started shall be gone in as long.
 CATCH_UP_S = 60.0
+# While requests are turned away the queue is looked at again after so long: it is steered by that.
+SHED_S = 10.0
 
 
 def settings_after(decision: CapacityDecision, before: Settings) -> Settings:
@@ -45,12 +52,16 @@ def is_due(
     memory: CapacityMemory, now_s: float, *, is_urgent: bool, slow_s: float, urgent_s: float
 ) -> bool:
     """Whether to decide now: after ``slow_s``, or ``urgent_s`` where the SLA is missed or more
-    comes than the entry in force carries; at once where a rise or a queue has just been told from
-    luck, and when fewer devices would have done for long enough."""
+    comes than the entry in force carries, or ``SHED_S`` while requests are turned away; at once
+    where a rise or a queue has just been told from luck, and when fewer devices would have done for
+    long enough."""
     last_s, look_s = memory.decided_s, memory.look_s
     if last_s is None or is_news(memory) or (look_s is not None and now_s >= look_s):
         return True
-    return now_s - last_s >= (urgent_s if is_urgent else slow_s)
+    every_s = urgent_s if is_urgent else slow_s
+    if memory.shedding.commanded_rps is not None:
+        every_s = min(every_s, SHED_S)
+    return now_s - last_s >= every_s
 
 
 def decide_capacity(state: CapacityState) -> CapacityDecision:
@@ -153,23 +164,36 @@ def _with_admission(state: CapacityState, decision: CapacityDecision) -> Capacit
         case _ if decision.action is Action.MOVE and decision.admit_rps is None:
             admission_rps, shedding = lift(memory.shedding, in_force)
         case _:
-            assert state.observed_rps is not None, "decided from an observation"
-            overload = Overload(
-                now_s=state.now_s,
-                offered_rps=state.observed_rps / memory.request_size,
-                carried_rps=_carried_rps(state, decision.entry) / memory.request_size,
-                in_force_rps=in_force,
-                has_no_way_out=decision.admit_rps is not None
-                or decision.reason is CapacityReason.GUARD_PER_HOUR,
-                met_rps=_met_rps(state, decision),
-                finished_rps=_finished_rps(state, decision),
-                is_queue_long=is_queue_long(memory, state.queue, decision.entry, state.table.sla),
-                is_sla_met=None if _is_first_token(decision.entry) else state.is_sla_met,
-            )
+            if decision.action is Action.MOVE:
+                memory = replace(memory, shedding=begin_anew(memory.shedding))
+                decision = replace(decision, memory=memory)
             admission_rps, shedding = limit_admission(
-                memory.shedding, overload, state.limits.shedding
+                memory.shedding, _overload(state, decision), state.limits.shedding
             )
     return replace(decision, admission_rps=admission_rps, memory=replace(memory, shedding=shedding))
+
+
+def _overload(state: CapacityState, decision: CapacityDecision) -> Overload:
+    assert state.observed_rps is not None, "decided from an observation"
+    memory, entry, queue = decision.memory, decision.entry, state.queue
+    borne = borne_requests(memory, queue, entry, state.table.sla)
+    is_as_before = decision.action is not Action.MOVE and not is_settling(memory.changed_s, state)
+    return Overload(
+        now_s=state.now_s,
+        offered_rps=state.observed_rps / memory.request_size,
+        carried_rps=_carried_rps(state, entry) / memory.request_size,
+        in_force_rps=state.admitted_rps,
+        has_no_way_out=decision.admit_rps is not None
+        or decision.reason is CapacityReason.GUARD_PER_HOUR,
+        met_rps=_met_rps(state, decision),
+        finished_rps=0.0 if queue is None else queue.finished_rps,
+        is_finish_enough=_is_first_token(entry),
+        waiting=0.0 if queue is None else queue.waiting,
+        borne=math.inf if borne is None else borne,
+        is_queue_long=is_queue_long(memory, queue, entry, state.table.sla),
+        is_queue_standing=is_as_before and is_queue_standing(memory, queue, state.now_s),
+        is_sla_met=None if _is_first_token(entry) else state.is_sla_met,
+    )
 
 
 def _met_rps(state: CapacityState, decision: CapacityDecision) -> float | None:
@@ -191,13 +215,6 @@ def _met_rps(state: CapacityState, decision: CapacityDecision) -> float | None:
         return None if memory.met_rps is None else memory.met_rps / memory.request_size
     assert state.observed_rps is not None, "decided from an observation"
     return state.attainment * state.observed_rps / memory.request_size
-
-
-def _finished_rps(state: CapacityState, decision: CapacityDecision) -> float:
-    """Requests a second that end while others wait, where a bound on tokens does not keep an engine
-    from taking in as many."""
-    is_bound = not _is_first_token(decision.entry)
-    return 0.0 if state.queue is None or is_bound else state.queue.finished_rps
 
 
 def _is_first_token(entry: CarriedRate) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -167,10 +168,18 @@ class CapacityMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Queue:
-    """Requests that wait for their first step, and how many a second ended lately."""
+    """Requests that wait for their first step, and those that run; how many a second ended in the
+    last ``window_s``."""
 
     waiting: float
     finished_rps: float
+    running: float = 0.0
+    window_s: float = 30.0
+
+    @property
+    def answer_s(self) -> float:
+        """Seconds from a first step to the end (Little's law); inf where none ended."""
+        return self.running / self.finished_rps if self.finished_rps else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

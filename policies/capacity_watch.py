@@ -89,13 +89,32 @@ def is_queue_long(
     memory: CapacityMemory, queue: Queue | None, current: CarriedRate, sla: Sla
 ) -> bool | None:
     """Whether the last of those that wait will have waited longer than the SLA bears for a first
-    token (Little's law); None: nobody knows.
+    token; None: nobody knows."""
+    borne = borne_requests(memory, queue, current, sla)
+    return None if queue is None or borne is None else queue.waiting > borne
+
+
+def borne_requests(
+    memory: CapacityMemory, queue: Queue | None, current: CarriedRate, sla: Sla
+) -> float | None:
+    """How many may wait so that the last of them has its first token within the SLA (Little's law);
+    None: nobody knows.
 
     What is carried within the SLA may be far less than what is finished (where a bound on tokens
-    binds, or requests come in gusts), so a queue is worked off at the larger of both rates.
+    binds, or requests come in gusts), so a queue is worked off at the larger of both rates; but no
+    faster than was seen while one stood.
     """
     bounds = [c.bound for c in sla.constraints if c.metric in (Metric.TTFT_MS, Metric.E2E_MS)]
     if queue is None or not bounds:
         return None
-    rate_rps = max(carried_requests_rps(memory, current), queue.finished_rps)
-    return queue.waiting > rate_rps * min(bounds) / 1e3
+    worked_rps = memory.shedding.worked_rps or math.inf
+    rate_rps = min(max(carried_requests_rps(memory, current), queue.finished_rps), worked_rps)
+    return rate_rps * min(bounds) / 1e3
+
+
+def is_queue_standing(memory: CapacityMemory, queue: Queue | None, now_s: float) -> bool:
+    """Whether a queue has been long for so long that whoever ended in the window began with others
+    waiting: then no more than these are carried."""
+    if queue is None or memory.flooded_s is None:
+        return False
+    return now_s - memory.flooded_s >= queue.window_s + queue.answer_s

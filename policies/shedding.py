@@ -15,8 +15,23 @@ MET_OF_CARRIED = 0.9
 SAME_RATE = 0.05
 # While nobody waits for long a limit grows by so much at every look, and is halved where somebody
 # does (additive increase and multiplicative decrease, in steps of a share: Chiu and Jain 1989).
+# Once somebody did, what is known to do is left in small steps, just above what is worth a version.
 GROWTH = 1.25
+PROBE = 1.06
 CUT = 0.5
+# A step that failed again is waited for twice as long, up to so many times ``calm_s``: somebody
+# misses each time.
+MOST_HOLDS = 4
+# What waits beyond a set point is worked off in so long (proportional control of the queue's
+# length): two looks, so that one look's delay does not make it swing. The set point is this share
+# of what the SLA bears. A queue is felt beyond it, if not by so many standard deviations of chance.
+DRAIN_S = 20.0
+SETPOINT = 0.5
+CHANCE = 2.0
+# Rates at which queues are worked off are smoothed: windows overlap, and hold few requests.
+WORKED_ALPHA = 0.3
+# Of those that would be let in if nobody waited so many come in whatever waits.
+LEAST_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +51,24 @@ class SheddingLimits:
 class SheddingMemory:
     """What one decision hands to the next.
 
-    ``commanded_rps``: the limit that this loop has set. ``calm_since_s``: since when less comes.
-    ``is_overruled``: somebody else lifted it, so none is set again until the overload is over.
-    ``good_rps``: the highest limit with which nobody waited for long before one with which somebody
-    did, at ``troubled_s``.
+    ``commanded_rps``: the limit that this loop has set, and ``level_rps`` what it would be if
+    nobody waited (None: no limit). ``calm_since_s``: since when less comes. ``is_overruled``:
+    somebody else lifted it, so none is set again until the overload is over. ``good_rps``: the
+    highest level with which nobody waited for long before one with which somebody did, last at
+    ``troubled_s``; ``is_troubled``: somebody still does. For ``hold_s`` after that nothing more is
+    tried (at least for the limits' ``calm_s``). ``worked_rps``: what ended while a queue
+    stood, smoothed; no more is carried (None: none stood for long enough).
     """
 
     commanded_rps: float | None = None
+    level_rps: float | None = None
     calm_since_s: float | None = None
     is_overruled: bool = False
     good_rps: float | None = None
     troubled_s: float | None = None
+    is_troubled: bool = False
+    hold_s: float = 0.0
+    worked_rps: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +77,10 @@ class Overload:
     let in at most (None: whatever comes). ``has_no_way_out``: more capacity cannot be had.
 
     ``met_rps`` meet the SLA although more come than are carried (None: unknown). ``finished_rps``
-    end where as many may be let in (0: unknown). ``is_queue_long``: whether more wait than the SLA
-    bears, and ``is_sla_met``: whether those let in met it (None: unknown).
+    end (0: unknown); ``is_finish_enough``: no bound on tokens keeps an engine from taking in as
+    many. ``waiting`` requests wait, of ``borne`` that the SLA bears; ``is_queue_long``: whether
+    more than that (None: unknown), and ``is_queue_standing``: for so long that all that ended was
+    worked off a queue. ``is_sla_met``: whether those let in met it (None: unknown).
     """
 
     now_s: float
@@ -66,7 +90,11 @@ class Overload:
     has_no_way_out: bool = True
     met_rps: float | None = None
     finished_rps: float = 0.0
+    is_finish_enough: bool = True
+    waiting: float = 0.0
+    borne: float = math.inf
     is_queue_long: bool | None = None
+    is_queue_standing: bool = False
     is_sla_met: bool | None = None
 
     @property
@@ -74,10 +102,23 @@ class Overload:
         return self.has_no_way_out and self.offered_rps > self.carried_rps
 
     @property
-    def least_rps(self) -> float:
-        """What is carried; where a queue is worked off faster than that, nearly as much."""
-        worked_off_rps = MET_OF_CARRIED * self.finished_rps if self.is_queue_long else 0.0
-        return max(self.carried_rps, worked_off_rps)
+    def excess(self) -> float:
+        """Requests that wait beyond the set point."""
+        return max(0.0, self.waiting - SETPOINT * self.borne)
+
+    @property
+    def is_queue_felt(self) -> bool:
+        """Whether more wait than the set point and chance explain."""
+        chance = min(CHANCE * math.sqrt(self.borne), self.borne)
+        return self.waiting > max(SETPOINT * self.borne, chance)
+
+    def least_rps(self, worked_rps: float | None) -> float:
+        """The level to begin with: what is carried, or nearly as much as is worked off a queue,
+        where that is more; no more than nearly ``worked_rps``, all that ended once (None: unknown),
+        whatever the table says."""
+        finished_rps = self.finished_rps if self.is_queue_long and self.is_finish_enough else 0.0
+        least_rps = max(self.carried_rps, MET_OF_CARRIED * finished_rps)
+        return least_rps if worked_rps is None else min(least_rps, MET_OF_CARRIED * worked_rps)
 
     @property
     def has_better(self) -> bool:
@@ -86,7 +127,13 @@ class Overload:
         if self.met_rps is None and self.is_queue_long is False:
             return False
         is_well = self.met_rps is not None and self.met_rps >= MET_OF_CARRIED * self.carried_rps
-        return self.is_over and not is_well
+        return self.is_over and (self.is_flooded or not is_well)
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether more wait than could be worked off in time if nobody came: whatever was seen of
+        those that ended, who comes now will miss."""
+        return self.excess > DRAIN_S * max(self.carried_rps, self.finished_rps)
 
 
 def hear(memory: SheddingMemory, in_force_rps: float | None) -> SheddingMemory:
@@ -97,17 +144,25 @@ def hear(memory: SheddingMemory, in_force_rps: float | None) -> SheddingMemory:
     return SheddingMemory(is_overruled=memory.is_overruled or in_force_rps is None)
 
 
+def begin_anew(memory: SheddingMemory) -> SheddingMemory:
+    """Forget what was learned of another plan than the one that is to serve."""
+    return SheddingMemory(commanded_rps=memory.commanded_rps, is_overruled=memory.is_overruled)
+
+
 def limit_admission(
     memory: SheddingMemory, overload: Overload, limits: SheddingLimits
 ) -> tuple[float | None, SheddingMemory]:
     """The most requests per second to let in from now on, where the engine cannot be made to carry
     more; None: whatever comes.
 
-    A limit begins with what is carried. The table's rate is one that requests keep that come as
+    Its level begins with what is carried. The table's rate is one that requests keep that come as
     they happen to; of those let in one by one more may be carried, and a gust is soon over: so the
-    limit is probed upwards while nobody waits for long. It stays until the load is well below it
-    for a while: lifted at once, it would come and go with every gust. One that somebody else set is
-    left as it is.
+    level is probed upwards while nobody waits for long. Less than what is finished comes in while a
+    queue is long, by as much as works it off in ``DRAIN_S``: at the finish rate a queue that is
+    there stays for ever, and everybody who is let in waits for all of it. Where a queue stands
+    although, the table promises too much, and the level is what was seen to be finished. A limit
+    stays until the load is well below its level for a while: lifted at once, it would come and go
+    with every gust. One that somebody else set is left as it is.
     """
     memory = hear(memory, overload.in_force_rps)
     ours, in_force = memory.commanded_rps, overload.in_force_rps
@@ -119,8 +174,9 @@ def limit_admission(
         return None, replace(memory, is_overruled=overload.is_over)
     if ours is None and not overload.has_better:
         return None, SheddingMemory()
-    memory = _probe(memory, overload, limits)
-    if overload.offered_rps <= limits.calm_share * (memory.commanded_rps or overload.carried_rps):
+    memory = _drained(_probe(memory, overload, limits), overload)
+    level_rps = memory.level_rps or overload.carried_rps
+    if not overload.excess and overload.offered_rps <= limits.calm_share * level_rps:
         since_s = memory.calm_since_s
         since_s = overload.now_s if since_s is None else since_s
         if overload.now_s - since_s >= limits.calm_s:
@@ -130,28 +186,77 @@ def limit_admission(
 
 
 def _probe(memory: SheddingMemory, overload: Overload, limits: SheddingLimits) -> SheddingMemory:
-    """The next limit: what is carried, or what was found to do above it."""
-    ours, least = memory.commanded_rps, overload.least_rps
-    if ours is None:
-        return replace(memory, commanded_rps=_rounded(least))
-    if overload.is_queue_long or overload.is_sla_met is False:
-        asked = max(CUT * ours, least)
-        good_rps = max(ours / GROWTH, least)
-        memory = replace(memory, good_rps=good_rps, troubled_s=overload.now_s)
-    elif overload.is_queue_long is None:
-        asked = least
-    else:
-        asked = max(min(GROWTH * ours, _most_rps(memory, overload, limits)), least)
-    if abs(asked / ours - 1) <= SAME_RATE:
+    """The next level: what is carried, or what was found to do instead."""
+    memory = replace(memory, worked_rps=_worked_rps(memory, overload))
+    least, level = overload.least_rps(memory.worked_rps), memory.level_rps
+    is_bad = overload.is_queue_long or overload.is_sla_met is False
+    if level is None:
+        return replace(memory, level_rps=least, is_troubled=bool(overload.is_queue_long))
+    if not is_bad and overload.is_queue_long is None:
+        return replace(memory, level_rps=least)
+    if is_bad or overload.is_queue_felt or (memory.is_troubled and overload.excess):
+        if not memory.is_troubled:
+            memory = _step_back(memory, overload, limits)
+        good = least if is_bad and overload.is_queue_standing else memory.good_rps
+        level = CUT * level if is_bad else min(level, good or level)
+        return replace(
+            memory,
+            level_rps=max(level, least),
+            good_rps=None if good is None else max(good, least),
+            troubled_s=overload.now_s,
+            is_troubled=True,
+        )
+    # A level that nothing comes up to says nothing; it goes no further than where it is lifted.
+    most = max(PROBE * overload.offered_rps / limits.calm_share, level)
+    level = max(min(_grown(memory, overload, limits, level), most), least)
+    return replace(memory, level_rps=level, is_troubled=False)
+
+
+def _worked_rps(memory: SheddingMemory, overload: Overload) -> float | None:
+    before_rps = memory.worked_rps
+    if not overload.is_queue_standing:
+        return before_rps
+    if before_rps is None:
+        return overload.finished_rps
+    return before_rps + WORKED_ALPHA * (overload.finished_rps - before_rps)
+
+
+def _step_back(
+    memory: SheddingMemory, overload: Overload, limits: SheddingLimits
+) -> SheddingMemory:
+    """Where trouble begins: what was let in one step before it is known to do."""
+    before, level = memory.good_rps, memory.level_rps
+    assert level is not None, "there is a limit"
+    good = min(level, overload.offered_rps) / (GROWTH if before is None else PROBE)
+    hold_s = 0.0
+    if before is not None and good <= PROBE * before:
+        hold_s = min(2 * max(memory.hold_s, limits.calm_s), MOST_HOLDS * limits.calm_s)
+    return replace(memory, good_rps=good, hold_s=hold_s)
+
+
+def _grown(
+    memory: SheddingMemory, overload: Overload, limits: SheddingLimits, level: float
+) -> float:
+    """At once as far as is known to do, and further only some time after the last trouble."""
+    good, troubled_s = memory.good_rps, memory.troubled_s
+    if overload.excess:
+        return level
+    if good is None or troubled_s is None:
+        return GROWTH * level
+    if level < good:
+        return min(GROWTH * level, good)
+    held_s = overload.now_s - troubled_s
+    return PROBE * level if held_s >= max(limits.calm_s, memory.hold_s) else level
+
+
+def _drained(memory: SheddingMemory, overload: Overload) -> SheddingMemory:
+    """With the limit that the level and the queue ask for, if that is worth a version."""
+    level, ours = memory.level_rps, memory.commanded_rps
+    assert level is not None, "a level was found"
+    asked = max(level - overload.excess / DRAIN_S, LEAST_SHARE * level)
+    if ours is not None and abs(asked / ours - 1) <= SAME_RATE:
         return memory
     return replace(memory, commanded_rps=_rounded(asked))
-
-
-def _most_rps(memory: SheddingMemory, overload: Overload, limits: SheddingLimits) -> float:
-    """As far as the last trouble, for a while after it."""
-    if memory.good_rps is None or memory.troubled_s is None:
-        return math.inf
-    return memory.good_rps if overload.now_s - memory.troubled_s < limits.calm_s else math.inf
 
 
 def _rounded(rate_rps: float) -> float:

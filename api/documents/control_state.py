@@ -110,7 +110,8 @@ def queue_of(heartbeats: Sequence[Heartbeat]) -> Queue | None:
         else sum(len(beat.requests) for beat in heartbeats)
     )
     waiting = max(0.0, float(heartbeats[-1].stats["waiting"]))
-    return Queue(waiting=waiting, finished_rps=ended / seconds)
+    running = max(0.0, float(heartbeats[-1].stats.get("running", 0.0)))
+    return Queue(waiting=waiting, finished_rps=ended / seconds, running=running, window_s=seconds)
 
 
 def look_at(

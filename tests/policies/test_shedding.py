@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.capacity_loop import decide_capacity
+from policies.capacity_loop import decide_capacity, is_due
 from policies.capacity_state import (
     CapacityDecision,
     CapacityLimits,
@@ -263,4 +263,84 @@ def test_where_nobody_waits_for_a_first_token_what_missed_is_over() -> None:
     )
     assert decide_capacity(missed).admission_rps is None
     waiting = replace(missed, queue=Queue(waiting=50.0, finished_rps=10.0))
-    assert decide_capacity(waiting).admission_rps == 9.0
+    assert (decide_capacity(waiting).admission_rps or 0.0) < 9.0
+
+
+def test_while_a_queue_is_long_less_comes_in_than_is_carried_and_then_as_much_again() -> None:
+    long = {"is_queue_long": True, "borne": 16.0}
+    looks = [{**long, "waiting": waiting} for waiting in (200.0, 88.0, 48.0)]
+    looks += [{"is_queue_long": False, "borne": 16.0, "waiting": 0.0}]
+    assert limits_over(looks) == [0.05 * 8.0, 4.0, 6.0, 10.0]
+
+
+def test_what_is_finished_off_a_queue_that_stands_is_believed_rather_than_the_table() -> None:
+    standing = {"is_queue_long": True, "is_queue_standing": True, "finished_rps": 5.0}
+    found = limits_over([{"is_queue_long": True}, standing, *[{"is_queue_long": False}] * 10])
+    assert found == [8.0, *[0.9 * 5.0] * 11]
+
+
+def test_a_queue_that_is_felt_but_not_yet_too_long_takes_the_last_step_back() -> None:
+    quiet = {"is_queue_long": False, "borne": 20.0}
+    found = limits_over([{"is_queue_long": True}, quiet, quiet, {**quiet, "waiting": 11.0}])
+    assert found == [8.0, 10.0, 12.5, pytest.approx(10.0, rel=0.01)]
+
+
+def test_where_the_sla_bears_hardly_anybody_waiting_one_who_waits_is_chance() -> None:
+    quiet = {"is_queue_long": False, "borne": 4.0}
+    looks = [{"is_queue_long": True}, quiet, {**quiet, "waiting": 3.0}]
+    assert limits_over(looks) == [8.0, 10.0, 10.0]
+
+
+def test_a_limit_does_not_grow_far_beyond_what_comes() -> None:
+    """It would be found out only when all of that came at once."""
+    looks = [{"is_queue_long": True, "offered_rps": 9.0}]
+    looks += [{"is_queue_long": False, "offered_rps": 9.0}] * 11
+    assert max(limit or 0.0 for limit in limits_over(looks)) <= 1.2 * 9.0
+
+
+def test_so_many_wait_that_nobody_is_asked_how_those_before_were_served() -> None:
+    """Those that ended in the last window came before the queue did."""
+    known = {"met_rps": 20.0, "finished_rps": 10.0, "borne": 10.0, "is_queue_long": True}
+    assert limits_over([{**known, "waiting": 100.0}]) == [None]
+    assert limits_over([{**known, "waiting": 300.0}]) != [None]
+
+
+def test_another_plan_begins_with_what_it_carries() -> None:
+    """What a queue before the smaller plan told is nothing to the larger one."""
+    learned = SheddingMemory(
+        commanded_rps=1.0, level_rps=2.0, good_rps=2.0, troubled_s=9_990.0, worked_rps=2.2
+    )
+    memory = CapacityMemory(shedding=learned)
+    decision = decide_capacity(state(20.0, replicas=1, memory=memory, admitted_rps=1.0))
+    assert decision.entry == entry(MOST)
+    assert decision.admission_rps == TOP_RPS
+
+
+def test_misses_of_those_who_waited_in_a_queue_are_not_the_tables_error() -> None:
+    memory = replace(play([20.0])[-1].memory, flooded_s=9_980.0)
+    turn = state(
+        20.0,
+        memory=memory,
+        admitted_rps=TOP_RPS,
+        is_sla_met=False,
+        queue=Queue(waiting=100.0, finished_rps=TOP_RPS, running=8.0),
+    )
+    assert decide_capacity(turn).memory.correction == 1.0
+
+
+def test_a_table_is_corrected_by_what_ends_while_a_queue_stands() -> None:
+    queue = Queue(waiting=100.0, finished_rps=0.7 * TOP_RPS, running=10.0)
+    memory = CapacityMemory(flooded_s=9_900.0)
+    turn = state(7.5, memory=memory, queue=queue)
+    assert decide_capacity(turn).memory.correction < 1.0
+    just_now = replace(turn, memory=CapacityMemory(flooded_s=9_980.0))
+    assert decide_capacity(just_now).memory.correction == 1.0
+
+
+def test_while_requests_are_turned_away_the_loop_looks_every_ten_seconds() -> None:
+    memory = CapacityMemory(decided_s=0.0)
+    calm = {"is_urgent": False, "slow_s": 180.0, "urgent_s": 30.0}
+    assert not is_due(memory, 10.0, **calm)
+    shedding = replace(memory, shedding=SheddingMemory(commanded_rps=8.0, level_rps=8.0))
+    assert not is_due(shedding, 5.0, **calm)
+    assert is_due(shedding, 10.0, **calm)

@@ -170,7 +170,12 @@ class CapacitySteering:
     def _queue(self, view: RunView) -> Queue:
         seconds = sum(window.window_s for window in self._windows)
         finished = sum(len(window.timings) for window in self._windows)
-        return Queue(waiting=view.num_waiting, finished_rps=finished / seconds)
+        return Queue(
+            waiting=view.num_waiting,
+            finished_rps=finished / seconds,
+            running=view.num_running,
+            window_s=seconds,
+        )
 
     def _entry(self, view: RunView) -> CarriedRate:
         entry = self._table.find(view.settings.plan)

@@ -124,7 +124,7 @@ def test_the_slow_loop_sheds_at_the_top_of_its_table_and_stops_when_the_load_is_
     admissions = [change.change.settings.admission for change in steered.changes]
     assert [a is None for a in admissions] == [False] * (len(admissions) - 1) + [True]
     rates = [a.rate_rps for a in admissions if a is not None]
-    assert rates[0] == pytest.approx(0.9 * carried, rel=0.01)
+    assert 0.5 * carried < rates[0] <= 0.9 * carried, "some wait by then, and are worked off"
     assert max(rates) < 2 * carried, "probed, not given up"
     flooded = judge(SLA, left.measurement).attainment
     assert judge(SLA, steered.admitted).attainment > 0.85

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from api.cli.exit_codes import ExitCode
+from api.cli.tables import harmless
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -41,7 +42,7 @@ def print_lines(lines: list[str]) -> None:
 def fail(message: str, code: ExitCode = ExitCode.MISTAKE) -> NoReturn:
     """Print one line on stderr and leave with ``code``."""
     line = " ".join(message.split())
-    typer.echo(f"error: {line}", err=True)
+    typer.echo(f"error: {harmless(line)}", err=True)
     end(code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -10,6 +11,7 @@ import typer
 GAP = 2
 # A time, a state and two or three short words.
 SHORT_CHARS = 16
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def print_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -18,7 +20,7 @@ def print_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    told = [tuple(row) for row in rows]
+    told = [tuple(map(harmless, row)) for row in rows]
     if not told:
         typer.echo("none")
         return
@@ -34,6 +36,12 @@ def print_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in told:
         table.add_row(*row)
     console.print(table)
+
+
+def harmless(text: str) -> str:
+    """What others wrote, without what would steer a terminal: a name or a reason could wipe out
+    the lines above it."""
+    return STEERING.sub(lambda sign: f"\\x{ord(sign[0]):02x}", text)
 
 
 def minute(moment: datetime) -> str:

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from store import Database
 from tests.api.cli.conftest import Run
+from tests.api.worlds import etag_of, patched, register
 from tests.store.guards import drop_guards
 
 
@@ -33,3 +34,17 @@ def test_a_whole_chain_and_the_first_broken_entry_are_told_by_both(
     assert (done.exit_code, "broken at entry 2: it was altered" in done.stdout) == (1, True)
     done = run("audit", "verify", "--database-url", database.url, "--json")
     assert json.loads(done.stdout)["broken_id"] == 2
+
+
+def test_a_reason_steers_no_terminal_that_lists_it(
+    client: TestClient, database: Database, run: Run
+) -> None:
+    """Up a line and clear it: what came before would be gone from the screen."""
+    engine_id = register(client)
+    wipe = "tuned\x1b[1A\x1b[2K\x9b2K"
+    etag = etag_of(client, engine_id)
+    assert patched(client, engine_id, {"mode": "base"}, etag, reason=wipe).status_code == 200
+    done = run("audit", "list", "--database-url", database.url)
+    assert done.exit_code == 0
+    assert "tuned" in done.stdout
+    assert not any(sign in done.stdout for sign in "\x1b\x9b")

@@ -76,6 +76,17 @@ CELLS = (
 Figures = dict[tuple[str, Cell], list[float]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Of each peer and cell: figures and seconds of CPU of every round; and the share of greedy
+    tokens that each peer has in common with the first.
+    """
+
+    figures: Figures
+    cpu_s: Figures
+    agreement: dict[str, float]
+
+
 def main() -> None:
     """Measure and write the report."""
     options = _options()
@@ -88,8 +99,8 @@ def main() -> None:
     specs = list(_specs(options, checkpoint))
     with ExitStack() as stack, OtherPrograms() as others:
         peers = [stack.enter_context(Peer(spec, work / "peers.log")) for spec in specs]
-        figures, agreement = _measure(peers, options.rounds, _cells(options))
-    report = _report(specs, figures, agreement, others.share, options)
+        measured = _measure(peers, options.rounds, _cells(options))
+    report = _report(specs, measured, others.share, options)
     options.out.write_text(report)
     print(report)
 
@@ -151,22 +162,21 @@ def _export(python: Path, checkpoint: Path, weight_format: str) -> Path:
     return folder
 
 
-def _measure(
-    peers: Sequence[Peer], rounds: int, cells: Sequence[Cell]
-) -> tuple[Figures, dict[str, float]]:
-    """Figures of every round (one more to warm up), and the share of greedy tokens that each peer
-    has in common with the first.
-    """
+def _measure(peers: Sequence[Peer], rounds: int, cells: Sequence[Cell]) -> Measured:
+    """One round more than ``rounds``, to warm up."""
     figures: Figures = {(peer.spec.name, cell): [] for peer in peers for cell in cells}
+    cpu_s: Figures = {key: [] for key in figures}
     equal = {peer.spec.name: [0, 0] for peer in peers}
     for number in range(rounds + 1):
         for cell in cells:
             reference: list[list[int]] = []
             for peer in peers:
+                before_s = peer.cpu_s
                 value, tokens = cell.measure(peer, seed=number)
                 reference = reference or tokens
                 if number:
                     figures[peer.spec.name, cell].append(value)
+                    cpu_s[peer.spec.name, cell].append(peer.cpu_s - before_s)
                 pairs = [
                     (a, b)
                     for ours_, theirs in zip(reference, tokens, strict=True)
@@ -174,16 +184,17 @@ def _measure(
                 ]
                 equal[peer.spec.name][0] += sum(a == b for a, b in pairs)
                 equal[peer.spec.name][1] += len(pairs)
-    return figures, {name: same / total for name, (same, total) in equal.items()}
+    agreement = {name: same / total for name, (same, total) in equal.items()}
+    return Measured(figures=figures, cpu_s=cpu_s, agreement=agreement)
 
 
 def _report(
     specs: Sequence[PeerSpec],
-    figures: Figures,
-    agreement: dict[str, float],
+    measured: Measured,
     other_share: float,
     options: argparse.Namespace,
 ) -> str:
+    figures, agreement = measured.figures, measured.agreement
     middle = {key: statistics.median(values) for key, values in figures.items()}
     cells = _cells(options)
     weights = f", {options.quantization} weights" if options.quantization else ""
@@ -200,12 +211,22 @@ def _report(
     for spec in specs:
         found = [_cell(figures[spec.name, cell]) for cell in cells]
         lines.append(f"| {spec.name} | {' | '.join(found)} | {agreement[spec.name]:.1%} |")
-    lines += ["", *_ratios(specs, middle, cells)]
+    lines += ["", *_ratios(specs, middle, cells), "", *_cpu_times(specs, measured.cpu_s, cells)]
     return "\n".join(lines) + "\n"
 
 
 def _cell(values: Sequence[float]) -> str:
     return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
+
+
+def _cpu_times(specs: Sequence[PeerSpec], cpu_s: Figures, cells: Sequence[Cell]) -> Iterator[str]:
+    """What else a machine does counts less in these, but threads that wait and spin do."""
+    names = [cell.name for cell in cells]
+    yield "| seconds of CPU for all of a cell, median | " + " | ".join(names) + " |"
+    yield "|---" * (len(cells) + 1) + "|"
+    for spec in specs:
+        found = [f"{statistics.median(cpu_s[spec.name, cell]):.2f}" for cell in cells]
+        yield f"| {spec.name} | {' | '.join(found)} |"
 
 
 def _ratios(

@@ -13,10 +13,11 @@ import torch
 
 from engine.models.create import create_model
 from engine.models.loader import Checkpoint
-from engine.spec.model import ModelConfig
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
-from tests.engine.quantised_checkpoints import KINDS, quantise_checkpoint
+from tests.engine.quantised_checkpoints import KINDS, W8A8, Kind, quantise_checkpoint
+from tuner.profiling.operators import profile_operators
 from tuner.profiling.pieces import cut_model
 from tuner.profiling.profile import Profile
 from tuner.profiling.run import ProfileSpec, run_profile
@@ -122,6 +123,26 @@ def test_a_cut_model_keeps_the_scales_of_quantised_weights(tiny: Path, tmp_path:
         model = ModelConfig.from_dir(folder)
         found = Checkpoint(folder, model, dtype=torch.float32)
         assert found.is_quantised("model.layers.0.mlp.down_proj.weight")
+
+
+@pytest.mark.parametrize("kind", [W8A8, KINDS["compressed-int8"], KINDS["fp8-block"]])
+def test_operators_of_a_quantised_checkpoint_are_timed(
+    tiny: Path, tmp_path: Path, kind: Kind
+) -> None:
+    quantise_checkpoint(tiny, tmp_path / "quantised", tmp_path / "plain", kind)
+    report = profile_operators(
+        model_dir=tmp_path / "quantised",
+        dtype=DType.BFLOAT16,
+        device="cpu",
+        num_ranks=1,
+        degrees=[1],
+        max_tokens=16,
+        max_context=64,
+        seconds=0.01,
+    )
+    model = ModelConfig.from_dir(tiny)
+    assert {gemm.k for gemm in report.gemms} == {model.hidden_size, model.q_size, model.ffn_size}
+    assert all(gemm.seconds > 0 for gemm in report.gemms)
 
 
 def test_tuning_on_the_live_engine_ends_with_a_measured_recommendation(

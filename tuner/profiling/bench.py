@@ -19,8 +19,9 @@ from engine.kernels.kv_cache import LayerCache, allocate_cache
 from engine.kernels.layer import HeadShape, LayerKernels
 from engine.models.rope import rope_table
 from engine.parallel.communicator import Communicator
-from engine.parallel.products import OutputProduct, Weight, split_outputs
+from engine.parallel.products import OutputProduct, split_outputs
 from engine.parallel.quantised import as_held, quantise
+from engine.parallel.shards import Weight
 from engine.rank.runner import TORCH_DTYPES
 from engine.spec.model import ModelConfig
 from engine.spec.modes import BASE

@@ -33,6 +33,7 @@ from tuner.spec.machine import this_machine
 HIDDEN, FFN, QKV, LAYERS = 1024, 2816, 2048, 2
 ROWS = (1, 8, 32, 256, 2048)
 SHARES = (2, 4)
+NAMES = {2: "half", 4: "quarter"}
 FORMATS = ("float32", "bfloat16", "int8 of bfloat16", "int8 of float32")
 Pack = Callable[..., Shards | None]
 WAYS: Mapping[str, Pack] = {"pieces": pieces_between_cuts, "parts": parts_of_whole}
@@ -162,7 +163,7 @@ def measure(options: argparse.Namespace) -> list[str]:
         in_shift: dict[str, Layers | None] = {}
         for share in SHARES:
             in_shift = {
-                f"a whole {share}th": make_layers(
+                f"a whole {NAMES[share]}": make_layers(
                     form, parts_of_whole, share=1, mode=BASE, of=share
                 ),
                 "a part": make_layers(form, parts_of_whole, share=share, mode=SHIFT),

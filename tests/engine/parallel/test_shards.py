@@ -108,8 +108,8 @@ def test_inputs_of_every_mode_are_those_of_the_plain_weight(
 
 @read_in_place
 def test_parts_may_begin_at_any_float_input() -> None:
-    ranges = {BASE: range(301), SHIFT: range(100, 201), MIDDLE: range(100, 301)}
-    weight = _random(64, 301)
+    ranges = {BASE: range(304), SHIFT: range(101, 203), MIDDLE: range(101, 304)}
+    weight = _random(64, 304)
     product = PackedInputs(_pack(parts_of_whole, weight, ranges, dim=1))
     for rows in ROWS:
         for mode, kept in ranges.items():

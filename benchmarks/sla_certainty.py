@@ -292,7 +292,7 @@ def _tell(task: tuple[Pair, int, Judge, int, bool]) -> Told:
     return tell(pair, number, judges, runs=runs, held_out=held_out)
 
 
-def _factors(data: Path, kept: Path | None, jobs: int) -> list[Needed]:
+def kept_factors(data: Path, kept: Path | None, jobs: int) -> list[Needed]:
     """The published runs' factors on step times, from ``kept`` where it is there."""
     if kept is not None and kept.exists():
         return [
@@ -324,7 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--factors", type=Path, help="keeps the runs' factors from call to call")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    judges = Judge(needed=tuple(_factors(options.data, options.factors, options.jobs)))
+    judges = Judge(needed=tuple(kept_factors(options.data, options.factors, options.jobs)))
     rng = np.random.default_rng(options.seed)
     pairs: list[Pair] = []
     while len(pairs) < options.pairs:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -104,17 +104,18 @@ def report_lines(judged: Sequence[Judged]) -> Iterator[str]:
     yield "| runs | number | steps may be slow | and the process that sends | and a seat less |"
     yield "|---|---:|---:|---:|---:|"
     for group in sorted({each.row.group for each in judged}):
-        yield _line(group, judged, lambda row, group=group: row.group == group)
+        yield _line(group, [each for each in judged if each.row.group == group])
     for clients in CLIENTS:
-        yield _line(f"{clients} clients", judged, lambda row, n=clients: row.concurrency == n)
-    yield _line("all but the 8B on TensorRT-LLM", judged, lambda row: row.group != SEATED)
-    yield _line("all", judged, lambda _: True)
+        of_clients = [each for each in judged if each.row.concurrency == clients]
+        yield _line(f"{clients} clients", of_clients)
+    others = [each for each in judged if each.row.group != SEATED]
+    yield _line("all but the 8B on TensorRT-LLM", others)
+    yield _line("all", judged)
 
 
-def _line(name: str, judged: Sequence[Judged], keeps: Callable[[ServedRow], bool]) -> str:
-    kept = [each for each in judged if keeps(each.row)]
-    shares = np.mean([(e.by_steps, e.by_sender, e.by_seat) for e in kept], axis=0)
-    return f"| {name} | {len(kept)} | " + " | ".join(f"{share:.0%}" for share in shares) + " |"
+def _line(name: str, judged: Sequence[Judged]) -> str:
+    shares = np.mean([(e.by_steps, e.by_sender, e.by_seat) for e in judged], axis=0)
+    return f"| {name} | {len(judged)} | " + " | ".join(f"{share:.0%}" for share in shares) + " |"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -292,7 +292,7 @@ def _tell(task: tuple[Pair, int, Judge, int, bool]) -> Told:
     return tell(pair, number, judges, runs=runs, held_out=held_out)
 
 
-def _factors(data: Path, kept: Path | None, jobs: int) -> list[Needed]:
+def kept_factors(data: Path, kept: Path | None, jobs: int) -> list[Needed]:
     """The published runs' factors on step times, from ``kept`` where it is there."""
     if kept is not None and kept.exists():
         return [
@@ -318,19 +318,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=4, help="judging runs of each pair")
     parser.add_argument("--requests", type=int, default=150)
     parser.add_argument("--held-out", type=int, help="pairs judged by groups held out (all)")
+    parser.add_argument("--only-held-out", action="store_true", help="leave out all groups")
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--factors", type=Path, help="keeps the runs' factors from call to call")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    judges = Judge(needed=tuple(_factors(options.data, options.factors, options.jobs)))
+    judges = Judge(needed=tuple(kept_factors(options.data, options.factors, options.jobs)))
     rng = np.random.default_rng(options.seed)
     pairs: list[Pair] = []
     while len(pairs) < options.pairs:
         if (pair := draw_pair(rng, options.requests)) is not None:
             pairs.append(pair)
     told: dict[str, list[Told]] = {}
-    for name, held_out in (("All groups", False), ("Held out", True)):
+    parts = (("All groups", False), ("Held out", True))
+    for name, held_out in parts[1:] if options.only_held_out else parts:
         asked = pairs[: options.held_out] if held_out else pairs
         tasks = [(pair, n, judges, options.runs, held_out) for n, pair in enumerate(asked)]
         if options.jobs == 1:
@@ -343,6 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"python -m benchmarks.sla_certainty --data ../shared/silicon --pairs {options.pairs} "
         f"--runs {options.runs} --requests {options.requests} --seed {options.seed}"
     )
+    command += " --only-held-out" if options.only_held_out else ""
     text = "\n".join(report_lines(told, command, options.runs)) + "\n"
     print(text)
     if options.out is not None:

@@ -1,10 +1,11 @@
 """P(SLA met) from simulated runs of the same settings: slow steps, quick steps, other draws.
 
-One unknown makes all metrics of a run worse together: how much slower steps are than their model
-says. So each draw of the requests has a *room*: how much slower, in standard errors of step times,
-all steps may get before the first constraint is missed. The SLA is met where slowness, standard
-normal, stays below the room. The room differs from draw to draw; its mean and spread over the
-draws are those of the next one.
+What makes a run worse is that steps are slower than their model says: steps with prompts, and
+steps of decodes (:mod:`policies.slowness`). Of each draw of the requests each constraint has a
+*room*: how much slower, in standard errors of step times, all steps may get before it is missed. A
+run with only the steps of prompts slow shows whose slowness uses it up. The room of a draw is the
+one that a single constraint would have that is met as likely as all of them together. It differs
+from draw to draw; its mean and spread over the draws are those of the next one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cache, cached_property
 from statistics import NormalDist, fmean
 
 from policies.constraint import Constraint, Metric, Op
+from policies.slowness import Limit, chance_within
 
 # Farther than this nothing was simulated: P is at most 0.999.
 MOST_ROOM = 3.0
@@ -28,27 +30,35 @@ NUM_PARTS = 20
 @dataclass(frozen=True, kw_only=True)
 class SimulatedRun:
     """The metrics of one run, whose steps were ``slowness`` standard errors slower than the step
-    model says, of draw number ``draw`` of the requests."""
+    model says, of draw number ``draw`` of the requests; with ``prompts_alone`` only those with
+    prompts were."""
 
     slowness: float
     draw: int
     metrics: Mapping[str, float]
+    prompts_alone: bool = False
 
 
 @dataclass(frozen=True)
 class Runs:
     """Runs of one settings under one workload. Draw 0 has runs of several slownesses, which show
     how metrics follow; every other draw has at least one, whose distance to them it keeps. No
-    chance is above ``certainty``: what slowness is taken to be may not hold."""
+    chance is above ``certainty``: what slowness is taken to be may not hold. ``correlation`` is
+    that of the slowness of steps with prompts and of decodes, ``prompts_mean`` and ``decodes_mean``
+    what they are on average; without a run that tells them apart they are one."""
 
     runs: tuple[SimulatedRun, ...]
     certainty: float = 1.0
+    correlation: float = 1.0
+    prompts_mean: float = 0.0
+    decodes_mean: float = 0.0
     _chances: dict[tuple[tuple[Constraint, ...], int], float] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
     _lines: dict[tuple[int, str], tuple[_Curve, float] | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
+    _shares: dict[str, float] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def chance(self, constraints: Sequence[Constraint], *, unseen: int = 0) -> float:
         """The chance that another run meets all ``constraints``; the most that it may be once
@@ -60,12 +70,12 @@ class Runs:
         certainty is alike."""
         key = tuple(constraints), unseen
         if key not in self._chances:
-            rooms = [self.room(draw, constraints) for draw in self.draws]
+            rooms = [self._joint_room(self._limits(draw, constraints)) for draw in self.draws]
             self._chances[key] = _chance([*rooms, *[MOST_ROOM] * unseen])
         return self._chances[key]
 
     def room(self, draw: int, constraints: Sequence[Constraint]) -> float:
-        """How slow steps of ``draw`` may be, in standard errors, within -3..3."""
+        """How slow all steps of ``draw`` may be, in standard errors, within -3..3."""
         rooms = (self._room(draw, c) for c in constraints)
         return max(-MOST_ROOM, min([MOST_ROOM, *rooms]))
 
@@ -76,11 +86,12 @@ class Runs:
         ``others``; None: there is none."""
         if chance > self.certainty:
             return None
-        rooms = {draw: self.room(draw, others) for draw in self.draws}
+        limits = {draw: self._limits(draw, others) for draw in self.draws}
 
         def passes(cost: float) -> bool:
             bound = replace(constraint, bound=_value(constraint, cost))
-            return _chance([min(rooms[d], self.room(d, [bound])) for d in rooms]) >= chance
+            rooms = [self._joint_room([*limits[d], *self._limits(d, [bound])]) for d in limits]
+            return _chance(rooms) >= chance
 
         value = self._first.metrics.get(constraint.key)
         if value is None or not 0 < value < math.inf:
@@ -102,6 +113,39 @@ class Runs:
     def _first(self) -> SimulatedRun:
         return min(self.runs, key=lambda run: (run.draw, abs(run.slowness)))
 
+    def _limits(self, draw: int, constraints: Sequence[Constraint]) -> list[Limit]:
+        found = []
+        for constraint in constraints:
+            share = self._share(constraint)
+            mean = share * self.prompts_mean + (1 - share) * self.decodes_mean
+            found.append(Limit(room=self._room(draw, constraint) - mean, share=share))
+        return found
+
+    def _joint_room(self, limits: Sequence[Limit]) -> float:
+        """The room of one constraint that is met as likely as all ``limits``, within -3..3."""
+        chance = chance_within(limits, self.correlation if self._alone else 1.0)
+        if not 0 < chance < 1:
+            return MOST_ROOM if chance else -MOST_ROOM
+        return max(-MOST_ROOM, min(MOST_ROOM, NormalDist().inv_cdf(chance)))
+
+    @cached_property
+    def _alone(self) -> SimulatedRun | None:
+        return next((run for run in self.runs if run.prompts_alone), None)
+
+    def _share(self, constraint: Constraint) -> float:
+        """How much of what slow steps do to ``constraint`` those with prompts do, 0 to 1."""
+        if constraint.key not in self._shares:
+            self._shares[constraint.key] = self._share_of(constraint)
+        return self._shares[constraint.key]
+
+    def _share_of(self, constraint: Constraint) -> float:
+        alone, curve = self._alone, self._curve(constraint)
+        if alone is None or curve is None:
+            return 1.0
+        base = curve.at(0.0)
+        whole, own = curve.at(alone.slowness) - base, _cost_in(alone.metrics, constraint) - base
+        return max(0.0, min(1.0, own / whole)) if whole > 0 else 1.0
+
     def _room(self, draw: int, constraint: Constraint) -> float:
         key = draw, constraint.key
         if key not in self._lines:
@@ -119,7 +163,7 @@ class Runs:
             return None
         apart = []
         for run in self.runs:
-            if run.draw == draw:
+            if run.draw == draw and not run.prompts_alone:
                 cost = _cost_in(run.metrics, constraint)
                 if not math.isfinite(cost):
                     return None
@@ -130,7 +174,7 @@ class Runs:
         found = [
             (run.slowness, _cost_in(run.metrics, constraint))
             for run in sorted(self.runs, key=lambda run: run.slowness)
-            if run.draw == self.draws[0]
+            if run.draw == self.draws[0] and not run.prompts_alone
         ]
         known = [(slowness, cost) for slowness, cost in found if math.isfinite(cost)]
         if not known or not math.isfinite(_cost_in(self._first.metrics, constraint)):

@@ -29,6 +29,26 @@ def test_one_cause_moves_all_constraints_so_two_that_bind_alike_cost_no_more_tha
     assert runs.chance(BOTH) == pytest.approx(runs.chance(TTFT))
 
 
+def test_constraints_that_bind_for_two_causes_cost_more_than_one() -> None:
+    prompts = {"p95_ttft_ms": 100.0 * 2**1.6, "p95_tpot_ms": 10.0}
+    alone = SimulatedRun(slowness=1.6, draw=0, metrics=prompts, prompts_alone=True)
+    apart = Runs((*three(), alone), correlation=0.0)
+    assert apart.chance(TTFT) == pytest.approx(0.841, abs=0.001)
+    assert apart.chance(BOTH) == pytest.approx(0.841**2, abs=0.002)
+    assert apart.room(0, BOTH) == pytest.approx(1.0)
+    assert Runs((*three(), alone)).chance(BOTH) == pytest.approx(0.841, abs=0.001)
+    bound = apart.find_bound(TTFT[0], BOTH[1:], 0.8)
+    assert bound is not None
+    found = Sla.parse(f"p95_ttft_ms<={bound},p95_tpot_ms<=20").per_run
+    assert apart.chance(found) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_steps_that_are_slow_on_average_leave_less_room() -> None:
+    runs = Runs(three(), prompts_mean=1.0)
+    assert runs.chance(TTFT) == pytest.approx(0.5)
+    assert runs.room(0, TTFT) == pytest.approx(1.0)
+
+
 def test_the_first_constraint_to_be_missed_decides() -> None:
     assert Runs(three(tpot=20.0)).chance(BOTH) == pytest.approx(0.5)
 

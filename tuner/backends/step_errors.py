@@ -52,7 +52,9 @@ class StepErrors:
 
     ``groups`` are the models that were served, each with its device. ``unseen`` are bands for any
     other model: they hold how far groups differ from each other, too, as the ``compared`` of all
-    systems showed it (one that two systems served counts twice).
+    systems showed it (one that two systems served counts twice). ``correlation`` is that of the
+    errors of steps with prompts and of decodes in one run; ``prefill_mean`` and ``decode_mean``
+    what they are on average, as logs: what is off in a system as such is off in one direction.
     """
 
     bands: tuple[StepErrorBand, ...]
@@ -63,6 +65,9 @@ class StepErrors:
     groups: tuple[ServedGroup, ...] = ()
     unseen: tuple[StepErrorBand, ...] = ()
     compared: tuple[ServedGroup, ...] = ()
+    correlation: float = 1.0
+    prefill_mean: float = 0.0
+    decode_mean: float = 0.0
 
     @property
     def unseen_certainty(self) -> float:

@@ -17,6 +17,7 @@ from tuner.backends import Backend, BackendChoice
 from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
 from tuner.spec.errors import TunerError
+from tuner.step_model.timer import StepScale
 from tuner.work.models import find_quantisation, load_model
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
@@ -196,7 +197,9 @@ class RowSimulator:
         self._backends = backends
         self._nodes: dict[tuple[object, ...], Node] = {}
 
-    def simulate(self, row: ServedRow, *, seed: int = 0, step_scale: float = 1.0) -> Simulated:
+    def simulate(
+        self, row: ServedRow, *, seed: int = 0, step_scale: float | StepScale = 1.0
+    ) -> Simulated:
         """The run of ``row``, step times multiplied by ``step_scale``."""
         node, plan = self._node(row), ParallelPlan(tp=row.tp)
         needed = row.input_tokens + row.output_tokens

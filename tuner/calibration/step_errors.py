@@ -114,7 +114,33 @@ def step_errors(needed: Sequence[Needed], beside: Sequence[Needed] = ()) -> Step
         max_clients=max(row.concurrency for row in rows),
         max_input_tokens=max(row.input_tokens for row in rows),
         compared=tuple(ServedGroup(device=device, model=model) for _, device, model in compared),
+        correlation=correlation([*needed, *beside]),
+        prefill_mean=mean_error(needed, Phase.PREFILL),
+        decode_mean=mean_error(needed, Phase.DECODE),
     )
+
+
+def mean_error(needed: Sequence[Needed], phase: Phase) -> float:
+    """The mean over groups, all alike, of the means of their runs that step times explain; at
+    least 0: that steps came out quicker makes no answer surer."""
+    groups = _by_group(_both_explained(needed), phase)
+    return round(max(0.0, float(np.mean([g.mean() for g in groups]))), 3) if groups else 0.0
+
+
+def correlation(needed: Sequence[Needed]) -> float:
+    """Of what one run needs for its TTFT and for its TPOT, about 0, every group counting alike;
+    at least 0: nothing known makes a kind of steps quicker where the other is slower. Of all
+    systems together, of the runs that step times explain."""
+    explained = _both_explained(needed)
+    moments = []
+    for group in sorted({each.row.group for each in explained}):
+        errors = np.array([(e.prefill, e.decode) for e in explained if e.row.group == group])
+        moments.append(errors.T @ errors / len(errors))
+    if not moments:
+        return 1.0
+    both = np.mean(moments, axis=0)
+    scale = math.sqrt(both[0, 0] * both[1, 1])
+    return round(max(0.0, float(both[0, 1] / scale)), 3) if scale else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +259,10 @@ def _within(
 
 def _explained(needed: Sequence[Needed], phase: Phase) -> list[Needed]:
     return [each for each in needed if abs(each.of(phase)) < MOST_LOG]
+
+
+def _both_explained(needed: Sequence[Needed]) -> list[Needed]:
+    return _explained(_explained(needed, Phase.PREFILL), Phase.DECODE)
 
 
 def _band(

@@ -23,22 +23,37 @@ class StepError:
     """90 % half widths of log(true / simulated) step times. ``outside`` says in words what about
     the question was never measured; the widths are wider for it. ``unseen`` says so of the model:
     the widths are then what models that were left out showed, and no chance is above ``certainty``.
-    ``unexplained`` is the share of runs like it whose TTFT no step times explain: that is in no
-    interval."""
+    ``correlation`` is that of both kinds' errors, ``prefill_mean`` and ``decode_mean`` what these
+    are on average, which the ends of intervals leave out. ``unexplained`` is the share of runs like
+    it whose TTFT no step times explain: that is in no interval."""
 
     prefill: float
     decode: float
     outside: tuple[str, ...] = ()
     unseen: str = ""
     certainty: float = 1.0
+    correlation: float = 1.0
+    prefill_mean: float = 0.0
+    decode_mean: float = 0.0
     unexplained: float = 0.0
 
     def scale(self, slowness: float) -> StepScale:
-        """All steps ``slowness`` standard errors slower: one unknown drives both kinds."""
+        """All steps ``slowness`` standard errors slower."""
         return StepScale(
             prefill=math.exp(slowness * self.prefill / INTERVAL_Z),
             decode=math.exp(slowness * self.decode / INTERVAL_Z),
         )
+
+    def of_prompts(self, slowness: float) -> StepScale:
+        """Only steps with prompts ``slowness`` standard errors slower."""
+        return StepScale(prefill=self.scale(slowness).prefill)
+
+    @property
+    def mean_slowness(self) -> tuple[float, float]:
+        """How slow steps with prompts, and steps of decodes, are on average: standard errors."""
+        pairs = (self.prefill_mean, self.prefill), (self.decode_mean, self.decode)
+        prompts, decodes = (INTERVAL_Z * mean / width if width else 0.0 for mean, width in pairs)
+        return prompts, decodes
 
     @property
     def is_exact(self) -> bool:
@@ -76,6 +91,9 @@ def step_error(
         outside=outside,
         unseen=unseen,
         certainty=known.unseen_certainty if unseen else 1.0,
+        correlation=known.correlation,
+        prefill_mean=known.prefill_mean,
+        decode_mean=known.decode_mean,
         unexplained=prefill.unexplained,
     )
 

@@ -1,10 +1,11 @@
 """The simulations that P(SLA met) of a plan's settings rests on.
 
 Three runs of the asked requests (steps as the model says, slower, faster) show how metrics follow
-step times. Then come other draws of the same traffic, each at a load that may differ a little from
-what was asked, with steps as slow as what may be recommended has to bear: there the draws decide.
-Draws are the same for all candidates, and runs the same whatever the bounds are, so that a tighter
-bound is never likelier to be met.
+step times, and a fourth, in which only steps with prompts are slower, whose they follow. Then come
+other draws of the same traffic, each at a load that may differ a little from what was asked, with
+steps as slow as what may be recommended has to bear: there the draws decide. Draws are the same for
+all candidates, and runs the same whatever the bounds are, so that a tighter bound is never likelier
+to be met.
 """
 
 from __future__ import annotations
@@ -62,20 +63,36 @@ def with_runs(
         found[settings].append(SimulatedRun(slowness=slowness, draw=0, metrics=flat))
     rooms = {s: Runs(tuple(runs)).room(0, question.sla.per_run) for s, runs in found.items()}
     unclear = [s for s in found if not errors[s].is_exact and _is_unclear(rooms[s], load)]
+    apart = [s for s in unclear if errors[s].correlation < 1]
+    tasks = [(s, RunKey(scale=errors[s].of_prompts(INTERVAL_Z))) for s in apart]
+    for settings, flat in zip(apart, simulate_all(workers, question, tasks), strict=True):
+        found[settings].append(
+            SimulatedRun(slowness=INTERVAL_Z, draw=0, metrics=flat, prompts_alone=True)
+        )
     numbers = range(1, NUM_DRAWS + 1)
     for part in [[number] for number in numbers] if question.only_decides else [numbers]:
         if question.only_decides:
             left = NUM_DRAWS - part[0] + 1
-            unclear = [s for s in unclear if _may_do(found[s], question.sla, left)]
+            unclear = [
+                s for s in unclear if _may_do(_runs(found[s], errors[s]), question.sla, left)
+            ]
         asked = [(s, number) for s in unclear for number in part]
         tasks = [(s, RunKey(scale=errors[s].scale(AT), draw=number)) for s, number in asked]
         flats = simulate_all(workers, question, tasks)
         for (settings, number), flat in zip(asked, flats, strict=True):
             found[settings].append(SimulatedRun(slowness=AT, draw=number, metrics=flat))
-    return {
-        p.settings: _point(p, Runs(tuple(found[p.settings]), errors[p.settings].certainty))
-        for p in points
-    }
+    return {p.settings: _point(p, _runs(found[p.settings], errors[p.settings])) for p in points}
+
+
+def _runs(runs: Sequence[SimulatedRun], error: StepError) -> Runs:
+    prompts, decodes = error.mean_slowness
+    return Runs(
+        tuple(runs),
+        certainty=error.certainty,
+        correlation=error.correlation,
+        prompts_mean=prompts,
+        decodes_mean=decodes,
+    )
 
 
 def error_of(question: Question, point: OperatingPoint) -> StepError:
@@ -99,9 +116,9 @@ def _is_unclear(room: float, load: Workload) -> bool:
     return room > -CLEAR_ROOM and (room < CLEAR_ROOM or len(load) < FEW_REQUESTS)
 
 
-def _may_do(runs: Sequence[SimulatedRun], sla: Sla, unseen: int) -> bool:
+def _may_do(runs: Runs, sla: Sla, unseen: int) -> bool:
     """Whether the chance may still be the least one, if ``unseen`` draws have all room there is."""
-    return Runs(tuple(runs)).chance(sla.per_run, unseen=unseen) >= MIN_CHANCE
+    return runs.unbounded_chance(sla.per_run, unseen=unseen) >= MIN_CHANCE
 
 
 def _as_run(point: OperatingPoint) -> SimulatedRun:
@@ -110,7 +127,7 @@ def _as_run(point: OperatingPoint) -> SimulatedRun:
 
 
 def _point(point: OperatingPoint, runs: Runs) -> OperatingPoint:
-    asked = [dict(run.metrics) for run in runs.runs if run.draw == 0]
+    asked = [dict(run.metrics) for run in runs.runs if run.draw == 0 and not run.prompts_alone]
     return OperatingPoint(
         settings=point.settings,
         fidelity=Fidelity.SIMULATED,

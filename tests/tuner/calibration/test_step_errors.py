@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tuner.calibration.step_errors import unseen_half_width
+from tuner.backends.step_errors import Phase
+from tuner.calibration.served_rows import ServedRow
+from tuner.calibration.step_errors import (
+    MOST_LOG,
+    Needed,
+    correlation,
+    mean_error,
+    unseen_half_width,
+)
 
 
 def groups(
@@ -58,3 +66,47 @@ def test_nine_of_ten_runs_are_within_the_width_that_other_systems_help_to_tell(c
 
 def test_one_run_alone_makes_a_width() -> None:
     assert unseen_half_width([np.array([0.1])]) > 0.1
+
+
+def needed(model: str, prefill: float, decode: float) -> Needed:
+    row = ServedRow(
+        backend="vllm",
+        version="0.12.0",
+        device="h100",
+        model=model,
+        precision="bf16",
+        input_tokens=1024,
+        output_tokens=128,
+        concurrency=8,
+        tp=1,
+        ttft_s=0.1,
+        tpot_s=0.01,
+    )
+    return Needed(row=row, prefill=prefill, decode=decode)
+
+
+def test_runs_whose_two_factors_go_apart_are_told_from_runs_whose_factors_are_one() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.normal(0, 0.1, 500)
+    alike = [needed("a", value, 0.5 * value) for value in one]
+    apart = [
+        needed("a", value, other) for value, other in zip(one, rng.permutation(one), strict=True)
+    ]
+    assert correlation(alike) == pytest.approx(1.0, abs=0.01)
+    assert correlation(apart) == pytest.approx(0.0, abs=0.1)
+    # A run that no step times explain says nothing of them.
+    assert correlation([*alike, needed("a", MOST_LOG, -0.4)]) == correlation(alike)
+
+
+def test_a_group_of_many_runs_counts_no_more_than_one_of_few() -> None:
+    rng = np.random.default_rng(0)
+    alike = [needed("a", value, value) for value in rng.normal(0, 0.1, 20)]
+    apart = [needed("b", *pair) for pair in rng.normal(0, 0.1, (2000, 2))]
+    assert 0.3 < correlation([*alike, *apart]) < 0.7
+
+
+def test_what_groups_are_off_by_on_average_counts_each_alike_and_never_makes_surer() -> None:
+    known = [*[needed("a", 0.2, -0.1)] * 9, needed("b", 0.1, -0.1), needed("b", MOST_LOG, 0.0)]
+    assert mean_error(known, Phase.PREFILL) == pytest.approx(0.15)
+    assert mean_error(known, Phase.DECODE) == 0.0
+    assert mean_error([needed("a", MOST_LOG, 0.0)], Phase.PREFILL) == 0.0

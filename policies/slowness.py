@@ -1,0 +1,66 @@
+"""Two unknowns of a run, in standard errors: how much slower than their model says steps with
+prompts are, and how much slower steps of decodes.
+
+Published runs show that they have little to do with each other. So two constraints that bind for
+different reasons are less likely to be met together than either alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
+
+# The first unknown is looked at in the middles of so many equal shares.
+NUM_PARTS = 32
+# Nearer to a whole than that, a part is the whole.
+NEARLY = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """Met where ``share`` of the slowness of steps with prompts and the rest of that of decodes
+    stay below ``room``."""
+
+    room: float
+    share: float
+
+
+def chance_within(limits: Sequence[Limit], correlation: float) -> float:
+    """The chance that all ``limits`` are met, both unknowns being standard normal.
+
+    With a correlation of 1 they are one, and the least room decides. Never higher where a room is
+    less: shares of the first unknown stay where they are, whatever the rooms.
+    """
+    if not limits:
+        return 1.0
+    if correlation >= 1 - NEARLY:
+        return _normal(min(limit.room for limit in limits))
+    rest = math.sqrt(1 - correlation**2)
+    whole = [limit.room for limit in limits if limit.share > 1 - NEARLY]
+    mixed = [limit for limit in limits if limit.share <= 1 - NEARLY]
+    # What only steps with prompts decide is exact.
+    upper = _normal(min(whole)) if whole else 1.0
+    found = 0.0
+    for part, prompts in enumerate(_middles()):
+        held = min(upper, (part + 1) / NUM_PARTS) - part / NUM_PARTS
+        if held <= 0:
+            break
+        decodes = min(
+            ((limit.room - limit.share * prompts) / (1 - limit.share) for limit in mixed),
+            default=math.inf,
+        )
+        found += held * _normal((decodes - correlation * prompts) / rest)
+    return found
+
+
+@cache
+def _middles() -> tuple[float, ...]:
+    normal = NormalDist()
+    return tuple(normal.inv_cdf((part + 0.5) / NUM_PARTS) for part in range(NUM_PARTS))
+
+
+def _normal(value: float) -> float:
+    return 0.5 * math.erfc(-value / math.sqrt(2))

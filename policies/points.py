@@ -93,7 +93,8 @@ class OperatingPoint:
     there was not observed, so it passes no bound. ``beliefs`` are what chances go by instead of
     the metrics, where more is known than one run showed (``tuner.search.evidence``). ``runs`` are
     the simulations behind the numbers, with slower steps and of other draws, where they are kept:
-    chances then go by them.
+    chances then go by them. ``told_chance`` is P(SLA met) of a point that was read back from an
+    answer, which has neither.
     """
 
     settings: Settings
@@ -101,6 +102,7 @@ class OperatingPoint:
     metrics: Mapping[str, Estimate]
     beliefs: Mapping[str, Estimate] = field(default_factory=dict)
     runs: Runs | None = None
+    told_chance: float | None = None
 
     @property
     def cost_devices(self) -> int:
@@ -127,7 +129,7 @@ class OperatingPoint:
 
     def probability(self, sla: Sla) -> float:
         """P(SLA met)."""
-        return self.joint_chance(sla.per_run)
+        return self.joint_chance(sla.per_run) if self.told_chance is None else self.told_chance
 
     def unbounded_probability(self, sla: Sla) -> float:
         """P(SLA met), if steps are as uncertain as they are taken to be; see

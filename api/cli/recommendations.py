@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +28,8 @@ def list_recommendations(plane: ControlPlane) -> None:
 
 @grouped()
 def show(recommendation_id: IdArgument, plane: ControlPlane) -> None:
-    """Say what is recommended, why, and how its schedule follows the load."""
+    """Say what is recommended, why, how its schedule follows the load, and what each plan
+    carries."""
     with plane.client() as client:
         plane.tell(client.get_recommendation(recommendation_id), _lines)
 
@@ -54,10 +55,28 @@ def _lines(found: RecommendationView) -> list[str]:
         lines.append(f"  {told['fidelity']}, P(SLA met) {chance:.2f}")
     if found.schedule:
         lines += [f"  {line}" for line in _bands(found.schedule)]
+    if (table := told.get("capacity_table")) is not None:
+        lines += [f"  {line}" for line in _carried(table)]
     lines += [f"  warning: {text}" for text in found.warnings]
     if found.recommendation:
         lines.append(f"apply it: gearshift apply {found.id} --service URL --engine eng_...")
     return lines
+
+
+def _carried(table: dict[str, Any]) -> list[str]:
+    from policies.capacity_table import CapacityTable
+    from policies.numbers import counted, short
+
+    return [
+        f"{counted(entry.num_devices, 'device')} {_carry(entry.num_devices)} "
+        f"{short(entry.rate_rps)} requests/s (low end {short(entry.low_rps)}, {entry.fidelity}): "
+        f"{entry.settings}"
+        for entry in CapacityTable.from_json(table).entries
+    ]
+
+
+def _carry(devices: int) -> str:
+    return "carries" if devices == 1 else "carry"
 
 
 def _bands(schedule: dict[str, object]) -> list[str]:

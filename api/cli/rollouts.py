@@ -98,6 +98,7 @@ def list_rollouts(plane: ControlPlane, engine: EngineOption = None) -> None:
     with plane.client() as client:
         of = None if engine is None else find_engine_id(client, engine)
         found = client.list_rollouts(engine_id=of)
+        names = {known.id: known.name for known in client.list_engines()} if found else {}
     plane.tell_rows(
         "rollouts",
         found,
@@ -107,7 +108,7 @@ def list_rollouts(plane: ControlPlane, engine: EngineOption = None) -> None:
             row.state.value,
             row.code,
             minute(row.created_at),
-            row.engine_id,
+            names.get(row.engine_id, row.engine_id),
         ),
     )
 
@@ -156,7 +157,8 @@ def _lines(found: RolloutDetail) -> list[str]:
     undecided = ", undecided" if found.is_undecided else ""
     lines = [f"{found.id} on {found.engine_id}: {found.state} ({found.code}{undecided})"]
     lines += [
-        f"  {turn['at'][:19]} {turn['state']}: {turn['reason']}" for turn in found.transitions
+        f"  {turn['at'][:19].replace('T', ' ')} UTC {turn['state']}: {turn['reason']}"
+        for turn in found.transitions
     ]
     return lines + _canary_lines(found)
 

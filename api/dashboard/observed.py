@@ -149,7 +149,7 @@ def _show_advice(outside: Outside) -> None:
             ("Comes now (requests/s)", words.number(found.observed_rps)),
             ("Peak that is forecast (requests/s)", words.number(found.peak_rps)),
             ("Must be carried (requests/s)", words.number(found.needed_rps)),
-            ("Runs", _entry(found.current)),
+            ("The table's entry for its plan", _entry(found.current)),
             ("Should run", _entry(found.entry)),
             ("Restarted by", words.RESTARTERS[found.applied_by]),
         ]

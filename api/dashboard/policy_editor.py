@@ -37,6 +37,7 @@ class Field:
     begins: str = ""  # the group of fields that it is the first of
 
 
+PROMISE = "Promise and admission"
 FIELDS = (
     Field(path=("shift", "threshold_tokens"), label="Shift threshold (tokens)", begins="Steps",
           hint="Steps with at most so many tokens run in shift mode"),
@@ -55,7 +56,7 @@ FIELDS = (
     Field(path=("plan", "pp"), label="PP degree", hint="Pipeline stages; ranks restart"),
     Field(path=("plan", "sp"), label="SP degree", hint="Sequence parallel; ranks restart"),
     Field(path=("plan", "tp"), label="TP degree", hint="Tensor parallel; ranks restart"),
-    Field(path=("caps", "max_queue"), label="Most waiting requests", begins="Promise and admission",
+    Field(path=("caps", "max_queue"), label="Most waiting requests", begins=PROMISE,
           hint="Beyond it requests are refused; empty: no limit"),
     Field(path=("admission", "rate_rps"), label="Most requests a second let in",
           hint="Beyond it callers are told to come back; empty: no limit"),
@@ -103,8 +104,11 @@ def _headed(fields: Sequence[Field]) -> tuple[Field, ...]:
         last = field.begins or last
         heading[field.path] = last
     found, said = [], ""
+    has_admission = any(field.path[0] == "admission" for field in fields)
     for field in fields:
         name = heading[field.path]
+        if name == PROMISE and not has_admission:
+            name = "Promise"
         found.append(replace(field, begins="" if name == said else name))
         said = name
     return tuple(found)

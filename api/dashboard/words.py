@@ -182,6 +182,14 @@ def at(when: datetime | None) -> str:
     return f"{when.astimezone(UTC):{form}}\u00a0UTC"
 
 
+def size(num_bytes: int) -> str:
+    """Of a file: 812 B, 3.4 kB, 12.0 MB."""
+    for unit, bytes_each in (("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= bytes_each:
+            return f"{num_bytes / bytes_each:.1f} {unit}"
+    return f"{num_bytes} B"
+
+
 def span(seconds: float) -> str:
     """A length of time: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = max(0, round(seconds))

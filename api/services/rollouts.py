@@ -210,7 +210,12 @@ def _check_candidate(
 
 def _require_ready(engine: EngineRow, after: PolicyDocument, settings: ServiceSettings) -> None:
     if after.sla is None:
-        raise ApiError(409, "no_sla", "attainment is what is compared: name an sla in the patch")
+        raise ApiError(
+            409,
+            "no_sla",
+            "attainment is what is compared, and the policy has no SLA: add one to the patch, as "
+            'in "sla": "p95_ttft_ms<=500"',
+        )
     if engine.applied_version != engine.desired_version:
         raise ApiError(
             409, "change_under_way", f"version {engine.desired_version} is not applied yet"

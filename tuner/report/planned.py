@@ -89,6 +89,7 @@ def read_point(raw: dict[str, Any]) -> OperatingPoint:
         settings=Settings.from_json(raw["settings"]),
         fidelity=Fidelity(raw["fidelity"]),
         metrics=estimates_from_json(raw["metrics"]),
+        told_chance=raw.get("sla_probability"),
     )
 
 

@@ -30,6 +30,7 @@ from api.web.auth import Caller
 from store import NotFoundError, UnitOfWork
 
 PATH, TITLE = "/workloads/{workload_id}", "Workload · Gearshift"
+SECONDS_UP_TO_S = 600
 BACK = ("/workloads", "workloads")
 LENGTHS = (
     ("what", "Tokens"), ("mean", "Mean"), ("p50", "p50"), ("p95", "p95"), ("max", "Longest"),
@@ -91,7 +92,7 @@ def _say(found: WorkloadView) -> None:
                 ("Busiest minute / mean", words.number(found.peak_to_mean_per_minute, 2)),
                 ("CV of gaps (1: Poisson)", words.number(found.gap_cv, 2)),
                 ("Format", found.form),
-                ("Size", f"{found.num_bytes / 1e6:.2f} MB"),
+                ("Size", words.size(found.num_bytes)),
                 ("Uploaded", words.at(found.created_at)),
             ]
         )
@@ -107,11 +108,13 @@ def _show_rate(found: Json | None) -> None:
         return
     bin_s = found["bin_s"]
     rates = [count / bin_s for count in found["counts"]]
+    # So that no two neighbours have one label.
+    name, unit_s = ("seconds", 1) if len(rates) * bin_s < SECONDS_UP_TO_S else ("minutes", 60)
     chart(
         charts.bins(
-            f"minutes from the first request, in stretches of {words.span(bin_s)}",
+            f"{name} from the first request, in stretches of {words.span(bin_s)}",
             "requests/s",
-            [f"{index * bin_s / 60:.1f}" for index in range(len(rates))],
+            [f"{round(index * bin_s / unit_s, 1):g}" for index in range(len(rates))],
             rates,
         ),
         "requests per second over the time of the trace",

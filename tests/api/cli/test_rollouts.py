@@ -8,6 +8,7 @@ import httpx
 from typer.testing import CliRunner, Result
 
 from api.cli.main import create_app
+from api.clients.client import Client
 from api.web.settings import ServiceSettings
 from store import Database
 from tests.api.conftest import ADMIN
@@ -35,6 +36,8 @@ def test_a_rollout_is_started_listed_shown_and_cancelled_over_http(
     with running_service(settings, free_port()) as url:
         engine_id = _register(url)
         begin = ("start", PATCH, "--engine", engine_id)
+        no_sla = run("start", '{"caps": {"max_num_seqs": 96}}', "--engine", engine_id)
+        assert (no_sla.exit_code, "add one to the patch" in no_sla.stderr) == (2, True)
         refused = run(*begin)
         assert (refused.exit_code, "name replay.hardware" in refused.stderr) == (2, True)
         assert "on a command line --hardware, --cost-model or --skip-replay" in refused.stderr
@@ -42,7 +45,10 @@ def test_a_rollout_is_started_listed_shown_and_cancelled_over_http(
         assert done.exit_code == 0, done.output
         rollout = json.loads(done.stdout)
         assert (rollout["state"], rollout["limits"]["slice_s"]) == ("replaying", 10.0)
-        assert rollout["id"] in run("list", "--engine", engine_id).stdout
+        listed = run("list", "--engine", engine_id).stdout
+        assert rollout["id"] in listed
+        with Client(url, ADMIN) as client:
+            assert client.get_engine(engine_id).name in listed
         assert json.loads(run("list", "--json").stdout)["rollouts"][0]["id"] == rollout["id"]
         assert "replaying: gearshift rollouts start" in run("show", rollout["id"]).stdout
         assert "cancelled by hand" in run("cancel", rollout["id"]).stdout

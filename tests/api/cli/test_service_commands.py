@@ -22,6 +22,7 @@ from store import Database
 from store.models import DecisionRow
 from tests.api.conftest import ADMIN
 from tests.api.live import free_port, running_service
+from tests.api.observed.worlds import RATE_OF_ONE_RPS, capacity_table
 from tests.api.worlds import CALM, add_recommendation, engine_body
 
 Json = dict[str, Any]
@@ -118,9 +119,13 @@ def test_a_recommendation_is_listed_and_shown_with_its_schedule(
     operator: Operator, database: Database
 ) -> None:
     found = add_recommendation(database)
+    with database.begin() as uow:
+        row = uow.recommendations.get(found)
+        row.document = {**row.document, "capacity_table": capacity_table()}
     assert found in operator.reads("recommendations", "list")
     shown = operator.reads("recommendations", "show", found)
     assert f"from 0 requests/s: {CALM}" in shown
+    assert f"1 device carries {RATE_OF_ONE_RPS:g} requests/s (low end " in shown
     assert operator.told("recommendations", "show", found)["sla"] == "p95_ttft_ms<=500"
 
 

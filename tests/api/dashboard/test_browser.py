@@ -193,6 +193,8 @@ def test_a_workload_shows_when_and_how_long_its_requests_are(
     page.get_by_role("link", name="Workloads").click()
     page.get_by_role("link", name="calm.csv").click()
     expect(page.get_by_role("heading", name="calm.csv")).to_be_visible()
+    expect(page.get_by_text(f"{len(trace)} B", exact=True)).to_be_visible()
+    expect(page.get_by_text("seconds from the first request, in stretches of 1 s")).to_be_visible()
     for drawn in ("requests per second over the time", "requests by input tokens"):
         expect(page.get_by_role("img", name=drawn)).to_be_visible()
 

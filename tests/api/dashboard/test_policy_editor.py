@@ -62,7 +62,7 @@ def test_each_group_that_is_offered_has_its_heading_once() -> None:
     assert headings == {
         "Steps": "caps.max_num_seqs",
         "Plan: how the devices share the work": "plan.dp",
-        "Promise and admission": "sla",
+        "Promise": "sla",
     }
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.int8_cpu --work DIR [--dtype bfloat16] [--threads 1] [--rounds 3]
 
 Two engines of one rank on the checkpoint of :mod:`benchmarks.peers` answer in turn, one with
-``--quantization int8``, each stopped while the other answers. On one thread times are CPU time of
-its processes, so that what else the machine does counts little; on more, wall time. The products
-alone: :mod:`benchmarks.int8_products`.
+``--quantization int8`` (or both in those of ``--formats``), each stopped while the other answers.
+On one thread times are CPU time of its processes, so that what else the machine does counts little;
+on more, wall time. The products alone: :mod:`benchmarks.int8_products`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.quantisation import WeightFormat
 from tuner.spec.machine import this_machine
 
-INT8 = WeightFormat.INT8
+INT8, PLAIN = WeightFormat.INT8, "plain"
 MEASURED = CELLS[:4]
 ACCURACY_ROWS, ACCURACY_TOKENS = 8, 128
 
@@ -135,6 +135,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--outputs", type=int, default=64, help="tokens of each decode")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--formats",
+        nargs=2,
+        default=(PLAIN, INT8.value),
+        help="of both engines, plain or of weights",
+    )
     parser.add_argument("--no-accuracy", action="store_true")
     options = parser.parse_args()
     end_on_sigterm()
@@ -142,8 +148,8 @@ def main() -> None:
     folder = options.work / f"m158-{dtype.value}"
     create_checkpoint(folder, getattr(torch, dtype.value))
     specs = [
-        ours(name, folder, dtype.value, "tp=1", form, str(options.threads))
-        for name, form in ((dtype.value, ""), ("int8", INT8.value))
+        ours(form, folder, dtype.value, "tp=1", form.removeprefix(PLAIN), str(options.threads))
+        for form in options.formats
     ]
     with ExitStack() as stack, OtherPrograms() as others:
         peers = [stack.enter_context(Peer(spec, options.work / "int8.log")) for spec in specs]
@@ -154,8 +160,10 @@ def main() -> None:
         f"{others.share:.0%} meanwhile; {options.threads} threads, {options.outputs} outputs, "
         f"{options.rounds} rounds in turn\n"
     )
-    print(f"| | {dtype.value} | int8 | int8 is (times) |\n|---|---|---|---|")
-    print("\n".join([*count_bytes(folder, dtype), *lines]), "\n")
+    first, second = options.formats
+    print(f"| | {first} | {second} | {second} is (times) |\n|---|---|---|---|")
+    sizes = count_bytes(folder, dtype) if tuple(options.formats) == (PLAIN, INT8.value) else []
+    print("\n".join([*sizes, *lines]), "\n")
     if not options.no_accuracy:
         print("| against float32 | logits' error | divergence | same choice |\n|---|---|---|---|")
         with torch.inference_mode():

@@ -34,7 +34,7 @@ from engine.spec.quantisation import WeightFormat
 from tuner.spec.machine import this_machine
 
 INT8, PLAIN = WeightFormat.INT8, "plain"
-MEASURED = CELLS[:4]
+MEASURED = {cell.name: cell for cell in CELLS[:4]}
 ACCURACY_ROWS, ACCURACY_TOKENS = 8, 128
 
 
@@ -53,10 +53,11 @@ def count_bytes(folder: Path, dtype: DType) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """Asks peers for ``num_tokens`` of each prompt of a cell."""
+    """Asks peers for ``num_tokens`` of each prompt of ``cells``."""
 
     threads: int
     num_tokens: int
+    cells: tuple[Cell, ...]
 
     def measure(self, cell: Cell, peer: Peer, seed: int) -> tuple[float, list[list[int]]]:
         """Tokens per second, or milliseconds; and the tokens of each prompt."""
@@ -80,16 +81,16 @@ class Clock:
 def measure(peers: list[Peer], clock: Clock, rounds: int) -> list[str]:
     """Rows of the table: medians, and the median of the ratios of rounds. One round warms up."""
     lines, same, total = [], 0, 0
-    found: dict[Cell, tuple[list[float], list[float]]] = {cell: ([], []) for cell in MEASURED}
+    found: dict[Cell, tuple[list[float], list[float]]] = {cell: ([], []) for cell in clock.cells}
     for number in range(rounds + 1):
-        for cell in MEASURED:
+        for cell in clock.cells:
             answers = [clock.measure(cell, peer, seed=number) for peer in peers]
             for values, (value, _) in zip(found[cell], answers, strict=True):
                 values += [value] if number else []
             for a, b in zip(*(tokens for _, tokens in answers), strict=True):
                 same += sum(x == y for x, y in zip(a, b, strict=True))
                 total += len(a)
-    for cell in MEASURED:
+    for cell in clock.cells:
         plain, int8 = found[cell]
         ratios = sorted(
             b / a if cell.is_decode else a / b for a, b in zip(plain, int8, strict=True)
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--outputs", type=int, default=64, help="tokens of each decode")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cells", nargs="*", choices=MEASURED, default=tuple(MEASURED))
     parser.add_argument(
         "--formats",
         nargs=2,
@@ -153,7 +155,11 @@ def main() -> None:
     ]
     with ExitStack() as stack, OtherPrograms() as others:
         peers = [stack.enter_context(Peer(spec, options.work / "int8.log")) for spec in specs]
-        clock = Clock(threads=options.threads, num_tokens=options.outputs)
+        clock = Clock(
+            threads=options.threads,
+            num_tokens=options.outputs,
+            cells=tuple(MEASURED[name] for name in options.cells),
+        )
         lines = measure(peers, clock, options.rounds)
     print(
         f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, {this_machine()}; other programs took "

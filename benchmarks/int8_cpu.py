@@ -3,9 +3,9 @@
     python -m benchmarks.int8_cpu --work DIR [--dtype bfloat16] [--threads 1] [--rounds 3]
 
 Two engines of one rank on the checkpoint of :mod:`benchmarks.peers` answer in turn, one with
-``--quantization int8``, each stopped while the other answers. On one thread times are CPU time of
-its processes, so that what else the machine does counts little; on more, wall time. The products
-alone: :mod:`benchmarks.int8_products`.
+``--quantization int8`` (or both in those of ``--formats``), each stopped while the other answers.
+On one thread times are CPU time of its processes, so that what else the machine does counts little;
+on more, wall time. The products alone: :mod:`benchmarks.int8_products`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.quantisation import WeightFormat
 from tuner.spec.machine import this_machine
 
-INT8 = WeightFormat.INT8
-MEASURED = CELLS[:4]
+INT8, PLAIN = WeightFormat.INT8, "plain"
+MEASURED = {cell.name: cell for cell in CELLS[:4]}
 ACCURACY_ROWS, ACCURACY_TOKENS = 8, 128
 
 
@@ -53,10 +53,11 @@ def count_bytes(folder: Path, dtype: DType) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """Asks peers for ``num_tokens`` of each prompt of a cell."""
+    """Asks peers for ``num_tokens`` of each prompt of ``cells``."""
 
     threads: int
     num_tokens: int
+    cells: tuple[Cell, ...]
 
     def measure(self, cell: Cell, peer: Peer, seed: int) -> tuple[float, list[list[int]]]:
         """Tokens per second, or milliseconds; and the tokens of each prompt."""
@@ -80,16 +81,16 @@ class Clock:
 def measure(peers: list[Peer], clock: Clock, rounds: int) -> list[str]:
     """Rows of the table: medians, and the median of the ratios of rounds. One round warms up."""
     lines, same, total = [], 0, 0
-    found: dict[Cell, tuple[list[float], list[float]]] = {cell: ([], []) for cell in MEASURED}
+    found: dict[Cell, tuple[list[float], list[float]]] = {cell: ([], []) for cell in clock.cells}
     for number in range(rounds + 1):
-        for cell in MEASURED:
+        for cell in clock.cells:
             answers = [clock.measure(cell, peer, seed=number) for peer in peers]
             for values, (value, _) in zip(found[cell], answers, strict=True):
                 values += [value] if number else []
             for a, b in zip(*(tokens for _, tokens in answers), strict=True):
                 same += sum(x == y for x, y in zip(a, b, strict=True))
                 total += len(a)
-    for cell in MEASURED:
+    for cell in clock.cells:
         plain, int8 = found[cell]
         ratios = sorted(
             b / a if cell.is_decode else a / b for a, b in zip(plain, int8, strict=True)
@@ -135,6 +136,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--outputs", type=int, default=64, help="tokens of each decode")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cells", nargs="*", choices=MEASURED, default=tuple(MEASURED))
+    parser.add_argument(
+        "--formats",
+        nargs=2,
+        default=(PLAIN, INT8.value),
+        help="of both engines, plain or of weights",
+    )
     parser.add_argument("--no-accuracy", action="store_true")
     options = parser.parse_args()
     end_on_sigterm()
@@ -142,20 +150,26 @@ def main() -> None:
     folder = options.work / f"m158-{dtype.value}"
     create_checkpoint(folder, getattr(torch, dtype.value))
     specs = [
-        ours(name, folder, dtype.value, "tp=1", form, str(options.threads))
-        for name, form in ((dtype.value, ""), ("int8", INT8.value))
+        ours(form, folder, dtype.value, "tp=1", form.removeprefix(PLAIN), str(options.threads))
+        for form in options.formats
     ]
     with ExitStack() as stack, OtherPrograms() as others:
         peers = [stack.enter_context(Peer(spec, options.work / "int8.log")) for spec in specs]
-        clock = Clock(threads=options.threads, num_tokens=options.outputs)
+        clock = Clock(
+            threads=options.threads,
+            num_tokens=options.outputs,
+            cells=tuple(MEASURED[name] for name in options.cells),
+        )
         lines = measure(peers, clock, options.rounds)
     print(
         f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, {this_machine()}; other programs took "
         f"{others.share:.0%} meanwhile; {options.threads} threads, {options.outputs} outputs, "
         f"{options.rounds} rounds in turn\n"
     )
-    print(f"| | {dtype.value} | int8 | int8 is (times) |\n|---|---|---|---|")
-    print("\n".join([*count_bytes(folder, dtype), *lines]), "\n")
+    first, second = options.formats
+    print(f"| | {first} | {second} | {second} is (times) |\n|---|---|---|---|")
+    sizes = count_bytes(folder, dtype) if tuple(options.formats) == (PLAIN, INT8.value) else []
+    print("\n".join([*sizes, *lines]), "\n")
     if not options.no_accuracy:
         print("| against float32 | logits' error | divergence | same choice |\n|---|---|---|---|")
         with torch.inference_mode():

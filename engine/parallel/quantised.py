@@ -177,7 +177,7 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     ``[n, 1]``; both in float32, or float64 where ``x`` is.
 
     The largest number of a row becomes 127; halves go to even numbers. A row with a number that is
-    not finite has none that is.
+    not finite has products that are none.
     """
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     units = row_scales(x, torch.int8).to(wide)

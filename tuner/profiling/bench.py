@@ -197,10 +197,15 @@ class _Operators:
         """Copies of a layer's weight, each packed or quantised where the engine would."""
         whole = {BASE: range(gemm.n)}
         held = as_held(self._model, None, self._dtype, self._device).quantisation
-        weights: list[Weight] = list(self._weight(gemm, num_copies))
-        if held is not None and held.is_kept:
-            weights = [quantise(weight, held.format) for weight in self._weight(gemm, num_copies)]
-        return [split_outputs(weight, None, whole, may_pack=True) for weight in weights]
+        form = held.format if held is not None and held.is_kept else None
+
+        def as_loaded(weight: Tensor) -> Weight:
+            return weight if form is None else quantise(weight, form)
+
+        return [
+            split_outputs(as_loaded(weight), None, whole, may_pack=True)
+            for weight in self._weight(gemm, num_copies)
+        ]
 
     def _layer_seconds(
         self, m: int, layer: Sequence[GemmShape], products: list[list[OutputProduct]]

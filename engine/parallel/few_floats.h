@@ -69,16 +69,17 @@ void multiply_floats(const Product<T>& p, const FloatRows& x, int64_t row, int64
   constexpr int64_t kAhead = kIsRead ? kBytesAhead : kMoreAhead;
   // A stream goes on behind the others' blocks; what follows its own block was another's, or is no
   // part of the product.
-  const int64_t last = p.inputs - kAhead / int64_t(p.block * sizeof(T));
-  const int64_t skipped = (kStreams - 1) * apart + (p.pitch - p.inputs) * p.block;
-  const int64_t beyond = kAhead + skipped * int64_t(sizeof(T));
+  const int64_t skipped = ((kStreams - 1) * apart + (p.pitch - p.inputs) * p.block) * sizeof(T);
+  const int64_t inputs_ahead = kAhead / int64_t(p.block * sizeof(T));
+  const int64_t crossed = (begin + inputs_ahead) / p.inputs;  // ends of blocks
+  int64_t ahead = kAhead + crossed * skipped, last = (crossed + 1) * p.inputs - inputs_ahead;
   const FloatRows mine{x.at + row * x.stride, x.stride};
   __m512 found[kRows][kAll] = {};
   if (begin)
     for (int i = 0; i < kRows * kAll; ++i)
       found[i / kAll][i % kAll] = _mm512_load_ps(sums + i * 16);
   for (int64_t k = begin; k < end; k += kTogether, weight += step) {
-    const int64_t ahead = k < last ? kAhead : beyond;
+    if (k >= last) ahead += skipped, last += p.inputs;
     for (int s = 0; s < kStreams; ++s) {
       if (row == 0)  // the first that meet this piece
         for (int v = 0; v < kVectors; ++v)

@@ -27,7 +27,7 @@ from tuner.servers.process import ServerProcess
 
 PAGE = (ROOT / "docs" / "how-to" / "observe-a-vllm-server.md").read_text()
 ADDRESS = "http://10.0.0.5:8000"
-BLOCK = re.compile(r"^    (gearshift (?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
+BLOCK = re.compile(r"^ {8}(gearshift (?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
 
 
 def commands() -> list[list[str]]:

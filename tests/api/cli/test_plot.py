@@ -73,7 +73,7 @@ def test_a_plan_is_drawn_with_every_candidate_and_the_chosen_ones(run: Run, tmp_
     stars = [trace for trace in data if trace["name"].startswith("cheapest")]
     assert len(stars) == 2
     assert "P(SLA met)" in stars[0]["text"][0]
-    assert "devices, 1 replicas" in stars[0]["text"][0]
+    assert "device, 1 replica" in stars[0]["text"][0]
     assert any(trace.get("error_y", {}).get("visible") for trace in data)
     assert "cheapest is tp=1" in layout["title"]["text"]
     assert "p95 TTFT, ms" in layout["yaxis"]["title"]["text"]

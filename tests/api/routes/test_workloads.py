@@ -107,7 +107,14 @@ def test_a_job_names_a_workload_by_its_id_and_reads_it_in_its_own_process(
     traces = KeptTraces(database, tmp_path / "uploads")
     backend = TunerBackend(Places(models=models, traces=nowhere), traces)
     spec = {**job["spec"], "num_devices": 1}
-    prepared = backend.prepare(spec, cost_model=None, devices=(), on_event=lambda *_: None)
+    prepared = backend.prepare(
+        spec,
+        cost_model=None,
+        groundwork=None,
+        devices=(),
+        on_event=lambda *_: None,
+        is_cancelled=lambda: False,
+    )
     prepared.close()
     assert (tmp_path / "uploads" / workload).read_text() == TRACE
     answer = client.delete(f"/v1/workloads/{workload}")

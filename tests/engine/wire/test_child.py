@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.cli.listening import CONTROL_KEY_VARIABLE, ENGINE_KEY_VARIABLE, KNOB_KEY_VARIABLE
+from api.cli.key_options import CONTROL_KEY_VARIABLE, ENGINE_KEY_VARIABLE, KNOB_KEY_VARIABLE
 from engine.wire.child import inherited_environment
 
 

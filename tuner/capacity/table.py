@@ -198,7 +198,7 @@ def _preferred(entries: Sequence[CarriedRate], beside: ParallelPlan | None) -> l
     kept: list[CarriedRate] = []
     for count in sorted({entry.num_devices for entry in entries}):
         own = [entry for entry in entries if entry.num_devices == count]
-        best = max(own, key=lambda entry: (entry.low_rps, entry.rate_rps))
+        best = max(own, key=lambda entry: (entry.low_rps, _level(entry), entry.rate_rps))
         fewer_rps = max((entry.low_rps for entry in kept), default=0.0)
         about = [e for e in own if e.low_rps > fewer_rps and _may_carry_as_much(e, best)]
         before = kept[-1].settings.plan if kept else None
@@ -219,9 +219,13 @@ def _ease(
 def _may_carry_as_much(entry: CarriedRate, best: CarriedRate) -> bool:
     """Whether their intervals overlap, and not only for want of knowledge; what was never run is no
     match for what was."""
-    levels = list(Fidelity)
-    if levels.index(entry.fidelity) < levels.index(best.fidelity):
+    if _level(entry) < _level(best):
         return False
     if entry.rate_rps < (1 - REPLICAS_OFF) * best.rate_rps:
         return False
     return entry.high_rps is None or entry.high_rps >= best.low_rps
+
+
+def _level(entry: CarriedRate) -> int:
+    """How well its rate is known."""
+    return list(Fidelity).index(entry.fidelity)

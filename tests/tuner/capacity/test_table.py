@@ -140,6 +140,7 @@ def test_a_plan_never_run_is_offered_only_where_its_low_end_beats_one_that_ran()
     ran = carried("tp=2", 6.0, 7.0, Fidelity.MEASURED)
     assert offered(ran, carried("pp=2", 5.5, 12.0), carried("dp=2", 4.0, 9.0)) == ["tp=2"]
     assert offered(ran, carried("pp=2", 6.1, 12.0)) == ["pp=2"]
+    assert offered(ran, carried("pp=2", 6.0, 12.0), carried("dp=2", 6.0, 12.0)) == ["tp=2"]
 
 
 PLANS = ("tp=1", "tp=2", "pp=2", "dp=2", "tp=4", "dp=2,tp=2", "pp=2,sp=2", "dp=4")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +113,15 @@ class ServerProfile:
         return max(known.interval for known in self.plans)
 
     def get(self, plan: ParallelPlan) -> ProfiledPlan:
-        """What was seen of ``plan``.
+        """What was seen of ``plan``, or of one replica of it: replicas have devices of their own.
 
         Raises:
-            TunerError: it was not profiled, with those that were.
+            TunerError: neither was profiled, with the plans that were.
         """
-        for known in self.plans:
-            if known.parsed == plan:
-                return known
+        for wanted in (plan, replace(plan, dp=1)):
+            for known in self.plans:
+                if known.parsed == wanted:
+                    return known
         names = ", ".join(known.plan for known in self.plans)
         raise TunerError(
             f"plan {plan} of this server was not profiled, only {names}: what another plan takes "
@@ -157,6 +158,7 @@ class ServerProfile:
                 )
         return (
             *found,
+            "more replicas than were profiled: each is taken to be as quick as one alone",
             "other plans: refused",
             "prompts that share beginnings, preemption, sampling other than the server's default, "
             "energy",

@@ -134,6 +134,10 @@ def _process(spec: WorkloadSpec, seed: int) -> Workload:
         rows = Rows(arrival_s=times, input_tokens=inputs, output_tokens=outputs)
     else:
         rows = _with_lengths(times, spec, rng, seed)
+    if _lasts_as_needed(spec.kind, spec.words) and "start" not in spec.words:
+        # Drawn for its first requests alone: nobody asked for those beyond, so they are no cut.
+        first = np.arange(len(rows)) < spec.words["requests"]
+        return _finish(spec.without("requests"), rows.only(first), seed)
     # How long it lasts has been drawn; it is not a cut.
     return _finish(spec.without("seconds"), rows, seed)
 
@@ -179,11 +183,16 @@ def _check_mean_size(spec: WorkloadSpec, requests: float) -> None:
 def _default_seconds(kind: str, words: Mapping[str, float]) -> float:
     if kind == AZURE_LIKE:
         return synthetic.AzureLikeShape().span_s
-    if "requests" in words and kind in ("poisson", "gamma"):
-        # Long enough that the window almost surely holds them; the rest is cut, and reported.
+    if _lasts_as_needed(kind, words):
+        # Long enough that the window almost surely holds them.
         wanted = words["requests"]
         return (wanted + 6 * max(1.0, words.get("cv", 1.0)) * math.sqrt(wanted)) / words["rate"]
     return DEFAULT_SECONDS
+
+
+def _lasts_as_needed(kind: str, words: Mapping[str, float]) -> bool:
+    """Whether a process ends with its last request, since only their number was given."""
+    return "requests" in words and "seconds" not in words and kind in ("poisson", "gamma")
 
 
 def _times(

@@ -16,7 +16,9 @@ from policies.sla import Sla
 from tuner.described.profiled import profiled_node
 from tuner.described.server_profile import Checked, ProfiledPlan, ServerProfile
 from tuner.hardware import Precision
+from tuner.planner.again import plan_again
 from tuner.planner.planner import make_plan
+from tuner.planner.ways_out import find_ways_out
 from tuner.servers.probes import chunk_shapes
 from tuner.spec.errors import TunerError
 from tuner.spec.front_end import FrontEnd
@@ -85,11 +87,34 @@ def test_requests_take_the_steps_that_were_seen(path: Path) -> None:
 
 def test_plans_that_were_not_profiled_are_refused_with_those_that_were(path: Path) -> None:
     node = profiled_node(path, MODEL)
-    for text in ("tp=1", "pp=2", "dp=2,tp=2"):
+    for text in ("tp=1", "pp=2", "dp=2,tp=1"):
         plan = parse_plan(text).plan
         for ask in (node.timer, node.memory, node.num_kv_blocks):
             with pytest.raises(TunerError, match="was not profiled, only tp=2"):
                 ask(plan)
+
+
+def test_replicas_of_a_profiled_plan_take_its_steps_and_have_its_room(path: Path) -> None:
+    node = profiled_node(path, MODEL)
+    two = ParallelPlan(dp=2, tp=2)
+    assert node.num_kv_blocks(two) == node.num_kv_blocks(ParallelPlan(tp=2))
+    assert any("as quick as one alone" in line for line in PROFILE.not_measured)
+    load = parse_workload("closed:concurrency=2,input=100,output=11,requests=4", seed=0)
+    found = flat_metrics(node.simulate(Settings(plan=two, caps=KNOWN.caps), load).measurement, None)
+    assert found["mean_tpot_ms"] == pytest.approx(11.0), "each client has a replica for itself"
+
+
+def test_planning_names_the_replicas_that_would_carry_a_load(path: Path) -> None:
+    """It ended with an error: the replicas were plans that nobody had profiled."""
+    load = parse_workload("poisson:rate=90,input=64,output=8,requests=200", seed=0)
+    report = make_plan(profiled_node(path, MODEL), load, Sla.parse("p95_ttft_ms<=300"), jobs=1)
+    assert report.selection.best is None
+    with plan_again(report, jobs=1) as again:
+        ways = find_ways_out(report, again)
+    assert ways.num_devices is not None
+    assert ways.devices_settings is not None
+    assert ways.num_devices > 2
+    assert replace(ways.devices_settings.plan, dp=1) == ParallelPlan(tp=2)
 
 
 def test_memory_is_what_the_server_told(path: Path) -> None:

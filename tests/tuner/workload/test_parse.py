@@ -165,6 +165,15 @@ def test_without_options_nothing_is_cut(trace: Path) -> None:
     assert len(workload) == workload.source.rows == 10
 
 
+def test_a_process_that_ends_with_its_last_request_leaves_none_out() -> None:
+    workload = parse("poisson:rate=2,input=5,output=5,requests=30")
+    assert len(workload) == workload.source.rows == 30
+    assert workload.source.cuts == ()
+    # A window that was asked for holds more, and that is told.
+    (cut,) = parse("poisson:rate=2,input=5,output=5,requests=30,seconds=60").source.cuts
+    assert cut.kind is CutKind.REQUESTS
+
+
 def test_keeping_a_share_thins_by_seed(trace: Path) -> None:
     spec = "poisson:rate=100,input=5,output=5,seconds=50,keep=0.2"
     workload = parse(spec)

@@ -77,7 +77,7 @@ def recommend(
     gets the same chance to prove itself before the answer is that nothing will do.
 
     Then winner, runner-up and trial 0 share fresh draws (``tuner.search.finals``), which may change
-    the places of the first two. ``spent_device_s``: what an earlier call, which was cut off, took.
+    the places of the first two. ``spent_device_s``: what an earlier call took that was cut off.
     """
     context.final_costs.clear()
     context.spent_before_s = spent_device_s
@@ -113,7 +113,7 @@ def recommend(
 def _unproven(
     context: TuningContext, selection: Selection, confirmations: Sequence[Confirmation]
 ) -> OperatingPoint | None:
-    """The near miss, where it met the SLA on fewer requests than the whole workload has."""
+    """The near miss, if it met the SLA on fewer requests than the whole workload has."""
     near = selection.closest
     if near is None or not meets_in_run(near, context.sla):
         return None
@@ -235,7 +235,7 @@ def _report(
 
 
 def _steps_json(context: TuningContext, selection: Selection) -> dict[str, Any] | None:
-    """Step times of the answer, else of the near miss; None where none are known."""
+    """Step times of the answer, else of the near miss; None if none are known."""
     if context.simulator.is_blind:
         return None
     point = selection.best or selection.closest

@@ -72,20 +72,14 @@ def prepare(
         least_devices=spec.num_devices if spec.uses_all_devices else 1,
     )
     is_blind = spec.is_served and node is None and cost_model is None
-    if is_blind and spec.capacity_table:
-        raise TunerError(
-            "a capacity table is simulated, and nothing is known of this server's step times; "
-            "name what it runs on (--hardware) or a cost model"
-        )
+    if is_blind:
+        _check_needs_no_times(spec)
     meter = Meter()
     step_model = (
         None if node or is_blind else _step_model(spec, model, cost_model, on_event, meter, cancel)
     )
     timer_of = None if is_blind else _timers(spec, model, node, step_model)
-    has_rungs = not spec.is_served and (node is None or node.has_rungs)
-    space = _with_ladders(space, timer_of, has_rungs=has_rungs)
-    if node is not None or not spec.is_served:  # no flags of a server's express such knobs
-        space = with_own_knobs(space, node, workload)
+    space = _with_knobs(space, spec, node, workload, timer_of)
     is_live = (spec.is_local or spec.is_served) and spec.is_live
     context = TuningContext(
         spec=spec,
@@ -128,6 +122,15 @@ def _read(spec: TuningSpec) -> tuple[Workload, Node | None, ModelConfig]:
     if spec.num_devices > hardware.count:
         raise TunerError(f"{spec.num_devices} devices asked for, {hardware} has {hardware.count}")
     return workload, node, node.model
+
+
+def _check_needs_no_times(spec: TuningSpec) -> None:
+    """Raises TunerError where a job cannot do without step times."""
+    if spec.capacity_table:
+        raise TunerError(
+            "a capacity table is simulated, and nothing is known of this server's step times; "
+            "name what it runs on (--hardware) or a cost model"
+        )
 
 
 def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
@@ -197,15 +200,24 @@ def _with_ladders(
     return replace(space, ladders=advised_ladders(timers, space.default_caps.max_num_seqs))
 
 
-def with_own_knobs(space: Space, node: Node | None, workload: Workload) -> Space:
-    """The space with what only our own scheduler can be told, and without caps that a described
-    node has no room for."""
-    if node is None:
-        return replace(space, step_ms=STEP_MS, orders=ORDERS)
-    space = replace(space, refused=refused_caps(space, node, workload))
-    if node.backend.name != OWN:
+def _with_knobs(
+    space: Space,
+    spec: TuningSpec,
+    node: Node | None,
+    workload: Workload,
+    timer_of: Callable[[ParallelPlan], StepTimer] | None,
+) -> Space:
+    """The space with every knob that trials may turn, and without caps that a described node has
+    no room for."""
+    has_rungs = not spec.is_served and (node is None or node.has_rungs)
+    space = _with_ladders(space, timer_of, has_rungs=has_rungs)
+    if spec.is_served and node is None:  # a server's flags express no further knobs
         return space
-    return replace(space, step_ms=STEP_MS, orders=ORDERS)
+    if node is not None:
+        space = replace(space, refused=refused_caps(space, node, workload))
+    if node is None or node.backend.name == OWN:  # only our own scheduler can be told these
+        space = replace(space, step_ms=STEP_MS, orders=ORDERS)
+    return space
 
 
 def _check_plan(

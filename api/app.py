@@ -50,7 +50,7 @@ from engine.server.traces import find_traces
 from store import Database
 
 CHECKPOINT_EVERY_S = 1.0
-# Routes are looked through in order, and nearly all requests are from engines.
+# In the order in which routes are tried: nearly all requests are from engines.
 ROUTERS = (
     engines.router,
     policies.router,
@@ -112,6 +112,17 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.state.heartbeats = together
     install_error_handlers(app)
     app.add_middleware(QuickHeartbeats, heartbeats=together)
+    _add_middleware(app, settings, dashboard)
+    if traces is not None:
+        app.add_middleware(traces.wrap)
+    for router in ROUTERS:
+        app.include_router(router)
+    dashboard.add_to(app)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: ServiceSettings, dashboard: Dashboard) -> None:
+    """What every request passes, innermost first: the one added last meets it first."""
     app.add_middleware(
         Gate,
         limits=settings.limits,
@@ -130,12 +141,6 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         answer_crash=answer_crash,
         quiet_beginnings=(ASSETS, SOCKET),
     )
-    if traces is not None:
-        app.add_middleware(traces.wrap)
-    for router in ROUTERS:
-        app.include_router(router)
-    dashboard.add_to(app)
-    return app
 
 
 @asynccontextmanager
@@ -163,7 +168,7 @@ async def _at_work(context: AppContext) -> AsyncIterator[None]:
 
 
 async def _keep_log_short(database: Database) -> None:
-    """See to the database's log beside the requests, which would wait for it otherwise."""
+    """Keep the database's log short beside the requests, which would otherwise wait for it."""
     while True:
         await asyncio.sleep(CHECKPOINT_EVERY_S)
         try:

@@ -40,6 +40,7 @@ from benchmarks.capacity_ways import (
     serve_steered,
     serve_still,
 )
+from benchmarks.reporting import publish
 from policies.capacity_table import CapacityTable
 
 # A day of these loads takes this long: as many requests as a simulation can be waited for.
@@ -103,9 +104,7 @@ def main() -> None:
     lines += report(loads, rows, rates, tables)
     lines += [f"Simulated in {time.monotonic() - started_s:.0f} s.", ""]
     text = "\n".join(lines)
-    print(text)
-    if options.out:
-        options.out.write_text(text)
+    publish(text, options.out)
 
 
 def _loads(options: argparse.Namespace, folder: Path, top_rps: float) -> list[Load]:

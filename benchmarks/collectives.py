@@ -23,9 +23,11 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.reporting import publish
 from engine.executors.ranks import RankProcesses
 from engine.parallel.shm_build import find_library
 from engine.parallel.shm_layout import GroupSpec, Segment
+from engine.spec.processor import num_cores, processor_name
 from engine.wire.messages import Meeting
 
 NUM_RANKS = 2
@@ -130,9 +132,7 @@ def main() -> int:
     load_before = os.getloadavg()[0]
     times = _run(options.rounds)
     report = _report(times, options.rounds, load_before)
-    print(report)
-    if options.out:
-        options.out.write_text(report)
+    publish(report, options.out)
     return 0
 
 
@@ -200,7 +200,7 @@ def _report(times: Times, rounds: int, load_before: float) -> str:
         "What does one all-reduce (float32 sum) cost by each way of joining two ranks of a host?",
         "",
         f"* Date: {datetime.datetime.now(tz=datetime.UTC).date()}",
-        f"* Machine: {_cpu()}, {_num_cores()} cores, {platform.system()}",
+        f"* Machine: {processor_name()}, {num_cores()} cores, {platform.system()}",
         f"* Versions: Python {platform.python_version()}, torch {version('torch')}",
         f"* Command: `python -m benchmarks.collectives --rounds {rounds}` (`--out` keeps it)",
         f"* Load average before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; the run itself "
@@ -241,16 +241,6 @@ def _cell(rounds_us: list[float]) -> str:
 
 def _ratio(slower: list[float], faster: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from benchmarks.many_engines import (
 )
 from benchmarks.many_jobs import add_jobs
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from migrations.runner import upgrade
 from store import Database
 from tests.postgres import running_cluster
@@ -97,9 +98,7 @@ def main() -> None:
                 prepare(url)
                 rows.append(_measure(num_engines, url, options, Path(folder)))
     text = _report(rows, options, load, others.share)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    publish(text, options.out)
 
 
 def _options() -> argparse.Namespace:

@@ -12,15 +12,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import platform
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,18 +25,20 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.cpu_versions import CLOCKS, REPEATS, VERSIONS, Bench, Call, Compared, running
 from benchmarks.peers.checkpoint import create_checkpoint
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.kernels.attention_plan import CacheShape, StepTables
 from engine.kernels.choice import layer_kernels
 from engine.kernels.kv_cache import LayerCache, allocate_cache
 from engine.kernels.layer import HeadShape, LayerKernels, StepAttention
-from engine.kernels.native_build import NO_COMPILER_VARIABLE
 from engine.parallel.mesh import solo_groups
 from engine.rank.runner import TORCH_DTYPES, ModelRunner
 from engine.spec.model import DType
 from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan
+from engine.spec.processor import num_cores, processor_name
 from engine.spec.share import RankShare
 from engine.spec.steps import SlotStart, StepPlan, StepShape
 
@@ -51,69 +48,6 @@ VOCAB_SIZE = 16_384
 BLOCK_SIZE = 16
 DECODE_CONTEXT = 160  # half-way from a prompt of 128 through 64 outputs
 DECODE_STEPS = 16
-REPEATS = 3
-VERSIONS = ("torch", "compiled")
-
-
-@dataclass(kw_only=True, eq=False)
-class Compared:
-    """Milliseconds of every round, by version."""
-
-    name: str
-    each_ms: dict[str, list[float]]
-
-    @property
-    def ratios(self) -> list[float]:
-        return [a / b for a, b in zip(*(self.each_ms[v] for v in VERSIONS), strict=True)]
-
-    def row(self) -> str:
-        """Medians, and the ratio torch / compiled with its range over rounds."""
-        torch_ms, ours_ms = (statistics.median(self.each_ms[v]) for v in VERSIONS)
-        ratios = self.ratios
-        spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
-        return (
-            f"| {self.name} | {torch_ms:.3f} | {ours_ms:.3f} "
-            f"| **{statistics.median(ratios):.2f}** ({spread}) |"
-        )
-
-
-Call = Callable[[], object]
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Compares versions over ``rounds``; ``clock`` is in seconds."""
-
-    rounds: int
-    clock: Callable[[], float]
-
-    def compare(self, name: str, calls: dict[str, Call], *, per: int) -> Compared:
-        """The versions in turn; a round's time is the quickest of a few calls, over ``per``."""
-        found = Compared(name=name, each_ms={version_: [] for version_ in VERSIONS})
-        for call in calls.values():
-            call()
-        for _ in range(self.rounds):
-            for version_, call in calls.items():
-                quickest_s = min(self._seconds(call) for _ in range(REPEATS))
-                found.each_ms[version_].append(quickest_s * 1e3 / per)
-        return found
-
-    def _seconds(self, call: Call) -> float:
-        started_s = self.clock()
-        call()
-        return self.clock() - started_s
-
-
-@contextmanager
-def running(version_: str) -> Iterator[None]:
-    """Objects made inside compute with torch's or with the compiled operations."""
-    os.environ[NO_COMPILER_VARIABLE] = "1" if version_ == "torch" else "0"
-    try:
-        yield
-    finally:
-        del os.environ[NO_COMPILER_VARIABLE]
-
 
 # -- single operations ---------------------------------------------------------------------------
 
@@ -146,7 +80,6 @@ def operations(dtype: torch.dtype, bench: Bench) -> list[Compared]:
         calls: dict[str, Call] = {}
         for version_ in VERSIONS:
             step = kernels_of(version_, dtype).step(tables, tokens)
-
             calls[version_] = partial(_attend, step, qkv, caches)
         found.append(bench.compare(f"attention: {name}", calls, per=NUM_LAYERS))
     for rows in (1, 8, 32, 1024):
@@ -322,7 +255,7 @@ class CountedOperations(TorchDispatchMode):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--out", type=Path, help="write the report here too")
@@ -350,9 +283,7 @@ def main() -> int:
             sections += section(f"{name}: whole steps", steps)
             sections += section(f"{name}: one layer's operations", singles)
     report = "\n".join([*heading(options, used, others.share, counts), *sections]) + "\n"
-    print(report)
-    if options.out:
-        options.out.write_text(report)
+    publish(report, options.out)
     return 0
 
 
@@ -370,8 +301,6 @@ def section(title: str, rows: list[Compared]) -> list[str]:
 def heading(
     options: argparse.Namespace, used: str, others_share: float, counts: dict[str, float]
 ) -> list[str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return [
         "# Compiled operations of a layer on a CPU",
         "",
@@ -379,7 +308,7 @@ def heading(
         "the compiled library's instead of torch's? Products are the same in both.",
         "",
         f"* Date: {datetime.datetime.now(tz=datetime.UTC).date()}",
-        f"* Machine: {names[0]}, {len(os.sched_getaffinity(0))} cores, {platform.system()}; other "
+        f"* Machine: {processor_name()}, {num_cores()} cores, {platform.system()}; other "
         f"programs used {others_share:.0%} of them meanwhile",
         f"* Versions: Python {platform.python_version()}, torch {version('torch')}; "
         f"kernels: {used}",

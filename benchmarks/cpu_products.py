@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.kernels.native_build import NO_COMPILER_VARIABLE
 from engine.parallel.few_rows_library import find_few_rows
 from engine.parallel.products import InputProduct, OutputProduct, split_inputs, split_outputs
@@ -201,9 +202,7 @@ def main() -> None:
     with torch.inference_mode(), OtherPrograms() as others:
         tables = measure(options)
     text = report(tables, others.share, options)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    publish(text, options.out)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from benchmarks.control_plane_scale import (
 from benchmarks.many_engines import Crowd, Engine, Times, first_times
 from benchmarks.many_trials import add_job_of
 from benchmarks.quiet import OtherPrograms, own_cpu_s
+from benchmarks.reporting import publish
 
 ASKED_LOAD_S, ASKED_GLANCE_MS = 2.0, 200.0
 SHOWN_ROWS = {"fleet": 50, "job": 20}
@@ -79,9 +80,7 @@ def main() -> None:
         glances_ms = _glances(options.glances, options.seed)
         used_ms = (time.process_time() - used_s) / len(glances_ms) * 1e3
     text = _report(pages, glances_ms, used_ms, options, load, others.share)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    publish(text, options.out)
 
 
 def _options() -> argparse.Namespace:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.reporting import publish
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.drift import DriftLimits, DriftMemory, ForeseenSteps, watch
@@ -85,9 +86,7 @@ def main() -> None:
         "",
     ]
     text = "\n".join(lines)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    publish(text, options.out)
 
 
 def _options() -> argparse.Namespace:

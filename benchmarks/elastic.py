@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.spec.config import EngineConfig, ExecutorKind
@@ -127,9 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
             lines += _paced_lines()
     busy = f"{100 * others.share:.0f} % of all cores"
     report = "\n".join([*lines, "", f"Other programs used {busy} meanwhile.", ""])
-    print(report)
-    if options.out:
-        options.out.write_text(report)
+    publish(report, options.out)
     return 0
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.reporting import publish
 from engine.spec.settings import Caps
 from tuner.backends import Backend, load_profile
 from tuner.backends.backend import Fitted
@@ -100,9 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
             *_mended(judged),
         ]
     )
-    print(report)
-    if options.out:
-        options.out.write_text(report + "\n")
+    publish(report + "\n", options.out)
     return 0
 
 

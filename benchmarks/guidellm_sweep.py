@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.models.create import create_model
 
 MODEL_NAME = "tiny"
@@ -89,9 +90,7 @@ def main() -> int:
         for found in report["benchmarks"]
     ]
     text = _report(strategies, reports[ENDPOINTS[0]]["metadata"], options, other.share)
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    publish(text, options.out)
     return 0 if all(s.completed and not s.errored for s in strategies) else 1
 
 

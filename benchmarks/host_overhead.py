@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.engine import Engine
 from engine.executors.clock import WallClock
 from engine.executors.simulated import SimulatedExecutor
@@ -88,9 +89,7 @@ def main() -> None:
                 for overlap, found in real.items():
                     found += _run_rank(overlap, model_dir, options)
     text = _report(samples, real, options, others.share)
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    publish(text, options.out)
 
 
 def _run(case: Case, model_dir: Path, options: argparse.Namespace) -> list[StepSample]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.reporting import publish
 from benchmarks.sla_certainty import kept_factors
 from engine.spec.settings import Caps
 from policies.points import INTERVAL_Z
@@ -127,9 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     judged = judge(kept_factors(options.data, options.factors, 1), options.data)
     text = "\n".join(report_lines(judged)) + "\n"
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    publish(text, options.out)
     return 0
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.spec.config import EngineConfig
@@ -286,9 +287,7 @@ def main() -> int:
         create_model(model_dir, preset="tiny", seed=1)
         outcomes = [run(campaign, model_dir) for campaign in campaigns]
     text = report(campaigns, outcomes, others.share)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    publish(text, options.out)
     return 0 if all(outcome.is_clean for outcome in outcomes) else 1
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from benchmarks.reporting import publish
 from benchmarks.reproduce.nodes import decode_step, get_node, prefill_step
 from engine.spec.measurement import Distribution, Measurement
 from engine.spec.modes import TABLE, Mode
@@ -109,9 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
             lines += [*_threshold_lines(rules), "", *_pair_lines(pairs), ""]
             answers.append(_answer(name, steps, pairs))
     report = "\n".join([*_head(options.requests), *_answer_lines(answers), *lines])
-    print(report)
-    if options.out:
-        options.out.write_text(report)
+    publish(report, options.out)
     return 0
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.kept import KeptRuns
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.models.create import create_model
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.measurement import Fidelity, Measurement
@@ -146,9 +147,7 @@ def main() -> None:
         for name in CHOICES:
             bench.measure(name, number)
     report = "\n".join(_report(bench)) + "\n"
-    if options.out is not None:
-        options.out.write_text(report)
-    print(report)
+    publish(report, options.out)
 
 
 def _options() -> argparse.Namespace:

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.executors.process import ProcessExecutor
 from engine.models.create import create_model
 from engine.replica.mode_timing import SyntheticSteps
@@ -102,9 +103,7 @@ def main() -> None:
     step_model = fit_step_model(merged(profiles), model, seed=options.seed)
     results = [compare(model, step_model, link, timed[link]) for link in links]
     text = report(results, options)
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    publish(text, options.out)
 
 
 def _timed(model_dir: Path, model: ModelConfig, text: str, options: argparse.Namespace) -> Timed:

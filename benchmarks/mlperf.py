@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.reporting import publish
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from tuner.described.node import Node
@@ -97,9 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         *_limits(),
     ]
     report = "\n".join(lines)
-    print(report)
-    if options.out:
-        options.out.write_text(report + "\n")
+    publish(report + "\n", options.out)
     return 0
 
 

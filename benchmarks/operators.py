@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.operator_checks import node_lines, prefix_lines
+from benchmarks.reporting import publish
 from tuner.calibration.fit import fit_kind, operator_error
 from tuner.calibration.layer_errors import (
     DeviceData,
@@ -75,9 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
             *_limits(),
         ]
     )
-    print(report)
-    if options.out:
-        options.out.write_text(report + "\n")
+    publish(report + "\n", options.out)
     return 0
 
 

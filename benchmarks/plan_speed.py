@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.spec.settings import Settings
 
 MODEL, DTYPE, HARDWARE = "llama-3.1-70b", "fp8", "8xh200"
@@ -53,9 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     runs = [_run(options.trace) for _ in range(options.runs)]
     report = "\n".join([*_head(), *_times(runs), *_what(runs[0])])
-    print(report)
-    if options.out:
-        options.out.write_text(report + "\n")
+    publish(report + "\n", options.out)
     return 0
 
 

@@ -27,6 +27,7 @@ from benchmarks.kept import KeptRuns
 from benchmarks.peers.checkpoint import create_checkpoint
 from benchmarks.peers.peer import vllm_environment
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.models.create import create_model
 from engine.spec.measurement import Measurement
 from engine.spec.model import ModelConfig
@@ -211,8 +212,7 @@ def main() -> None:
                 print(setting.text, flush=True)
                 bench.measure(setting)
     report = "\n".join(_report(bench, settings, others.share)) + "\n"
-    options.out.write_text(report)
-    print(report)
+    publish(report, options.out)
 
 
 def _options() -> argparse.Namespace:

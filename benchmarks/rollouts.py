@@ -24,6 +24,7 @@ from statistics import fmean
 
 import numpy as np
 
+from benchmarks.reporting import publish
 from benchmarks.rollouts_played import (
     CONTROL,
     SLA,
@@ -79,9 +80,7 @@ def main() -> None:
     lines += _regression_lines(node, limits, options.seeds)
     lines += [f"{time.process_time() - started_s:.0f} s of one core.", ""]
     report = "\n".join(lines)
-    print(report)
-    if options.out:
-        options.out.write_text(report)
+    publish(report, options.out)
 
 
 def _head(limits: RolloutLimits, options: argparse.Namespace) -> list[str]:

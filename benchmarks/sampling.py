@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import platform
 import statistics
 import sys
@@ -24,9 +23,11 @@ import msgspec
 import numpy as np
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.executors.ranks import RankProcesses
 from engine.parallel.shm_build import find_library
 from engine.parallel.shm_layout import GroupSpec, Segment
+from engine.spec.processor import num_cores, processor_name
 from engine.spec.steps import SlotSampling, SlotStart
 
 VOCAB_SIZE = 128_256
@@ -188,9 +189,7 @@ def main() -> int:
         for num_ranks in RANK_COUNTS:
             results |= _run(num_ranks, options)
     report = _report(results, options, others.share)
-    print(report)
-    if options.out:
-        options.out.write_text(report)
+    publish(report, options.out)
     return 0
 
 
@@ -251,7 +250,7 @@ def _answers(ranks: RankProcesses) -> list[Measured]:
 def _report(results: Results, options: argparse.Namespace, others_share: float) -> str:
     from importlib.metadata import version
 
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     lines = [
         "# Sampling on several CPU ranks",
         "",
@@ -259,7 +258,7 @@ def _report(results: Results, options: argparse.Namespace, others_share: float) 
         "the rows (sequence-parallel), instead of the first rank all of them (gathered)?",
         "",
         f"* Date: {datetime.datetime.now(tz=datetime.UTC).date()}",
-        f"* Machine: {_cpu()}, {cores} cores, {platform.system()}; other programs used "
+        f"* Machine: {processor_name()}, {cores} cores, {platform.system()}; other programs used "
         f"{others_share:.0%} of them meanwhile",
         f"* Versions: Python {platform.python_version()}, torch {version('torch')}, "
         f"numpy {version('numpy')}",
@@ -299,12 +298,6 @@ def _report(results: Results, options: argparse.Namespace, others_share: float) 
 def _cell(rounds_ms: list[float]) -> str:
     middle = statistics.median(rounds_ms)
     return f"{middle:.1f} ({min(rounds_ms):.1f} to {max(rounds_ms):.1f})"
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

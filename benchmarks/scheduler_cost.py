@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.modes.chooser import ModeChooser
 from engine.replica.messages_out import step_plan
 from engine.scheduler.scheduler import Scheduler
@@ -58,9 +59,7 @@ def main() -> None:
     profile = cProfile.Profile()
     profile.runcall(run, True, True, options.sequences, options.output)
     text = _report(costs, profile, options, others.share)
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    publish(text, options.out)
 
 
 def run(looks_ahead: bool, keeps_prefixes: bool, num_seqs: int, output: int) -> Costs:

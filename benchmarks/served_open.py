@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.reporting import publish
 from tuner.calibration.pipeline import PIPELINE, SEEDS, fit_pipeline, traces
 from tuner.calibration.served_open import (
     BACKEND,
@@ -87,9 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         lines += _deployment(deployment, traces(deployment, options.data))
     lines += [*_fits(options.data), *_limits()]
     report = "\n".join(lines)
-    print(report)
-    if options.out:
-        options.out.write_text(report + "\n")
+    publish(report + "\n", options.out)
     return 0
 
 

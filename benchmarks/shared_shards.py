@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.parallel.products import PackedInputs, PackedOutputs
 from engine.parallel.quantised import quantise
 from engine.parallel.shards import Ranges, Shards, Weight, parts_of_whole, pieces_between_cuts
@@ -201,9 +202,7 @@ def main() -> None:
     with torch.inference_mode(), OtherPrograms() as others:
         tables = measure(options)
     text = report(tables, others.share, options)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    publish(text, options.out)
 
 
 if __name__ == "__main__":

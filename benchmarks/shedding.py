@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from benchmarks.reporting import publish
 from engine.models.create import create_model
 from tests.api.cli.served import serving
 
@@ -70,9 +71,7 @@ def main() -> None:
     lines += ["", f"`python -m benchmarks.shedding --seconds {options.seconds:g} "
               f"--seed {options.seed}`", ""]  # fmt: skip
     text = "\n".join(lines)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    publish(text, options.out)
 
 
 def _options() -> argparse.Namespace:

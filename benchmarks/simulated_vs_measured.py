@@ -24,6 +24,7 @@ from pathlib import Path
 from time import monotonic
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from benchmarks.simulated_vs_measured_report import MAX_OTHERS, MAX_TRIES, Row, Run, report
 from engine.executors.protocol import StepTimer
 from engine.models.create import create_model
@@ -32,6 +33,7 @@ from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import ENDS
 from engine.spec.plan import ParallelPlan, parse_plan
+from engine.spec.processor import num_cores
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample
 from tuner.load.live import LiveEngine
@@ -40,7 +42,7 @@ from tuner.profiling.run import ProfileSpec, run_profile
 from tuner.search.design import advised_rule
 from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.look_ahead import LookAhead
-from tuner.spec.machine import num_cores, this_machine
+from tuner.spec.machine import this_machine
 from tuner.step_model.fit import fit_step_model
 from tuner.step_model.model import StepModel
 from tuner.workload.parse import parse_workload
@@ -87,9 +89,7 @@ def main() -> None:
             for (text, settings), runs in measured.items()
         ]
     text = report(rows, step_model, _setup(options, num_rounds=len(rows[0].measured)))
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    publish(text, options.out)
 
 
 def profile_and_measure(

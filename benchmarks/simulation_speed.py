@@ -28,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 
 AZURE = "azure2023/AzureLLMInferenceTrace_code.csv"
 LENGTHS = "input=1155,output=211"
@@ -92,9 +93,7 @@ def main() -> None:
     with OtherPrograms() as others:
         rows = [_in_a_process(number, options) for number in range(len(CASES))]
     text = report(rows, others.share, options)
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    publish(text, options.out)
 
 
 def _run(case: Case, options: argparse.Namespace) -> Row:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.controller_sim import MIX, SLAS
 from benchmarks.replica_table import Replicas, table_from
+from benchmarks.reporting import publish
 from engine.spec.measurement import Outcome, RequestTiming
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
@@ -81,9 +82,7 @@ def main() -> None:
                 lines.append(_cells(queue_s, load, share, row, finished_rps))
                 print(lines[-1], flush=True)
     text = "\n".join([*lines, ""])
-    print(text)
-    if options.out:
-        options.out.write_text(text)
+    publish(text, options.out)
 
 
 def _entry(node: Node, kept: Path | None) -> CarriedRate:

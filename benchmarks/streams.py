@@ -29,6 +29,7 @@ import httpx
 import psutil
 
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.models.create import create_model
 
 CLI = (sys.executable, "-c", "from api.cli.main import main; main()")
@@ -110,9 +111,7 @@ def main() -> int:
             measured = _json("bench", "--url", url, "--workload", workload, *_seed(options))
             own_ms = {name: _mean_ms(url, own) for name, own in OWN_METRICS.items()}
     text = report(predicted, measured, own_ms, watch.samples, workload, options, other.share)
-    if options.out is not None:
-        options.out.write_text(text)
-    print(text)
+    publish(text, options.out)
     is_whole = measured["requests"]["completed"] == options.streams * rounds
     return 0 if is_whole and growth_mib_per_min(watch.samples) < FLAT_MIB_PER_MIN else 1
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.reporting import publish
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.points import OperatingPoint
@@ -228,9 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(lines[-30:]), flush=True)
     lines += ["", "## All", "", *metric_lines(every), "", feasible_line(every)]
     text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    publish(text, options.out)
     return 0
 
 

@@ -38,7 +38,8 @@ def check_settings(
 def warnings_of(
     settings: Settings, *, held: ParallelPlan, tables: Sequence[ModeTable | None]
 ) -> list[str]:
-    """What to tell whoever puts ``settings`` in force; ranks hold the shards of ``held``."""
+    """Warnings for whoever puts ``settings`` in force; ``held`` is the plan whose shards ranks
+    hold."""
     found = [settings.threshold_warning] if settings.threshold_warning else []
     if settings.plan != held:
         found.append(

@@ -1,6 +1,6 @@
-"""Who is let in where more requests come than are carried: a token bucket with priorities.
+"""Who gets in when more requests come than can be carried: a token bucket with priorities.
 
-No clock: whoever asks brings the time, so that a simulated door keeps the same rule.
+It has no clock: the caller passes the time, so that a simulated door follows the same rule.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from engine.spec.admission import Admission
 from engine.spec.errors import OverloadError
 from engine.spec.request import Request
 
-# A priority counts as long as somebody asked with it so lately; of more only the newest.
+# A priority counts while somebody has asked with it this recently; at most this many are kept, the
+# newest.
 SEEN_S = 60.0
 MOST_SEEN = 32
 
@@ -19,12 +20,12 @@ MOST_SEEN = 32
 class AdmissionBucket:
     """A bucket of requests, filled at the admitted rate up to the burst. A request takes one out.
 
-    A smaller priority number is more urgent, as in the scheduler. Each priority leaves half of what
-    those above leave it to those above: with two, the lower one takes nothing from the lower half.
-    So the most urgent gets no fewer requests in than if it were alone with the whole rate and half
-    the burst, and what it does not need goes to the others. In ``t`` seconds no more than
-    ``rate * t + burst`` requests are let in. Calls of several requests come in as a whole; one that
-    the bucket is too small for waits until it is full, and may leave a debt.
+    As in the scheduler, a smaller priority number is more urgent. Each priority may use half as
+    much of the bucket as the next more urgent one: of two, the lower one takes nothing from the
+    lower half. So the most urgent priority gets at least as many requests in as if it were alone
+    with the whole rate and half the burst; the others get what it does not need. In ``t`` seconds
+    no more than ``rate * t + burst`` requests are let in. A call of several requests comes in as a
+    whole. One that is larger than the bucket waits until the bucket is full, and may leave a debt.
 
     Not thread safe: whoever calls holds the door's lock.
     """
@@ -62,7 +63,7 @@ class AdmissionBucket:
         self._level -= size
 
     def _fill(self, now_s: float) -> None:
-        # Clocks of several threads may be read in another order than the lock is taken.
+        # Threads may read their clocks in another order than they take the lock.
         waited_s = max(0.0, now_s - self._filled_s)
         burst = float(self.admission.burst)
         self._level = min(burst, self._level + waited_s * self.admission.rate_rps)
@@ -75,7 +76,8 @@ class AdmissionBucket:
         return min(burst, kept + size)
 
     def _note(self, priority: int) -> None:
-        """Somebody asks with this priority; the seen ones stand in the order of their last time."""
+        """Note that somebody asks with this priority; seen ones are kept in the order of their last
+        time."""
         seen = self._seen_s
         seen.pop(priority, None)
         seen[priority] = self._filled_s
@@ -90,7 +92,7 @@ class AdmissionBucket:
 
 
 class AdmissionRule:
-    """What a door obeys: a bucket while the policy limits admission, else whatever comes.
+    """What a door obeys: a bucket while the policy limits admission, else everybody gets in.
 
     First :meth:`check`, then :meth:`take` once the request has really come in: one that the queue
     has no room for takes nothing. Not thread safe, as the bucket.

@@ -19,7 +19,7 @@ from engine.spec.settings import Settings
 from engine.transition.costs import Took
 from engine.transition.planning import Slot, Transition, Way
 
-# How soon it is noticed that a replica that leaves has finished its requests.
+# How often a leaving replica is asked whether it has finished its requests.
 DRAIN_POLL_S = 0.01
 
 
@@ -36,7 +36,7 @@ class Ends:
 
 
 class HalfwayError(RankError):
-    """A transition failed, and so did a part of the way back: ``plan`` is what serves now."""
+    """A transition failed and could only partly be taken back: ``plan`` is what serves now."""
 
     def __init__(self, message: str, plan: ParallelPlan, *, is_new: bool) -> None:
         super().__init__(message)
@@ -47,8 +47,8 @@ class HalfwayError(RankError):
 class Changeover:
     """Starts and retires replicas step by step. One transition at a time.
 
-    Until the last new replica serves a failure takes everything back: the replicas of the old plan
-    serve on, and those that had left start again. Once ``is_closing`` is set nobody waits for
+    A failure before the last new replica serves takes everything back: the replicas of the old plan
+    serve on, and those that had left start again. Once ``is_closing`` is set, nobody waits for
     requests to finish.
     """
 
@@ -149,7 +149,7 @@ class Changeover:
         tally.drain_s += time.monotonic() - began_s
 
     def _let_go(self, replica: Replica) -> int:
-        """Stop a replica that was dismissed; the number of requests that go on elsewhere."""
+        """Stop a dismissed replica; returns how many of its requests go on elsewhere."""
         self._door.see_off(replica)
         left = replica.stop()
         carried = len(left.streams)
@@ -163,14 +163,15 @@ class Changeover:
     def _go_back(
         self, error: BaseException, ends: Ends, fresh: list[Replica], gone: list[Slot]
     ) -> None:
-        """Start the replicas of the old plan that are ``gone`` again, and let ``fresh`` ones go.
+        """Restart the old plan's replicas that are ``gone``, and dismiss the ``fresh`` ones.
 
         Raises:
             HalfwayError: one of them did not start; the plan of which replicas are left serves.
         """
         left = list(fresh)
         try:
-            # First those whose devices are free: then one of the old plan serves in any case.
+            # Those whose devices are free come first, so that one of the old plan serves in any
+            # case.
             while gone:
                 taken = set(self._fleet.ranks)
                 slot = next((s for s in gone if taken.isdisjoint(s.ranks)), None)

@@ -25,9 +25,9 @@ NOBODY = "no replica goes on with it"
 
 
 class Door:
-    """Lets requests in to the replicas. It is shut until the first replicas serve, and while all
-    of them make place for others: then requests wait in the lobby. Replicas may also join while
-    others serve, and leave: who leaves takes no new requests and finishes those it has.
+    """Lets requests in to the replicas. It is shut until the first replicas serve, and while all of
+    them are being replaced: requests then wait in the lobby. Replicas may also join or leave while
+    others serve. One that leaves takes no new requests and finishes those it has.
 
     Any thread may call. One lock guards replicas and lobby together, so that a request is always
     in just one of them, and an abort finds it.
@@ -67,7 +67,7 @@ class Door:
 
     @property
     def refused(self) -> dict[Refusal, int]:
-        """Requests that were turned away although nothing was wrong with them, by why."""
+        """How many requests were turned away although nothing was wrong with them, by reason."""
         with self._lock:
             return {reason: self._refused[reason] for reason in Refusal}
 
@@ -94,7 +94,7 @@ class Door:
                 self._refused[Refusal.ADMISSION] += request.num_let_in
                 raise
             except QueueFullError:
-                # With the first of a call the others are turned away unseen.
+                # If the first request of a call is turned away, so are its others, unseen.
                 self._refused[Refusal.QUEUE_FULL] += max(1, request.num_let_in)
                 raise
 
@@ -120,7 +120,7 @@ class Door:
     def shut(self, *, max_len: int) -> list[Replica]:
         """Hold new requests from now on, and take the replicas out of service.
 
-        ``max_len`` is the longest request in tokens that fits the replicas to come.
+        ``max_len`` is the longest request, in tokens, that fits the coming replicas.
 
         Raises:
             RequestError: one in progress is longer; nothing has changed.
@@ -132,13 +132,14 @@ class Door:
         return replicas
 
     def carry(self, left: Handover) -> None:
-        """Keep what replicas that were taken out of service have left, until :meth:`open`."""
+        """Keep the unfinished requests of replicas that went out of service until :meth:`open`."""
         with self._lock:
             aborted = self._lobby.carry(left)
         _end_aborted(aborted)
 
     def open(self, replicas: list[Replica], *, max_len: int) -> None:
-        """Deal the sequences that others have left to ``replicas``, and let held requests in."""
+        """Deal the sequences that earlier replicas left unfinished to ``replicas``, and let held
+        requests in."""
         with self._lock:
             self._replicas = replicas
             self._lobby.max_len = max_len
@@ -178,13 +179,13 @@ class Door:
             self._leaving += replicas
 
     def see_off(self, replica: Replica) -> None:
-        """One that was dismissed is about to stop; what it leaves is the caller's to hand over."""
+        """Note that a dismissed replica is about to stop; the caller hands over what it leaves."""
         with self._lock:
             self._leaving.remove(replica)
             self._lobby.see_off(replica.list_requests())
 
     def hand_over(self, left: Handover) -> None:
-        """Let those that serve go on with what one that was seen off has left."""
+        """Let serving replicas go on with what a replica that was seen off has left."""
         with self._lock:
             aborted = self._lobby.carry(left)
             heirs = sorted(self._healthy, key=lambda r: (r.is_recovering, r.load_tokens))
@@ -197,8 +198,7 @@ class Door:
     def close(self, why: str | None = None) -> tuple[list[Replica], list[RequestStream]]:
         """Shut for good; ``why`` is what went wrong, where something did.
 
-        Hands out the replicas that served, and the requests that no replica has: both are the
-        caller's to end.
+        Returns the replicas that served and the requests that no replica has; the caller ends both.
         """
         with self._lock:
             self._failure = why or self._failure
@@ -251,7 +251,7 @@ class Door:
         return min(healthy, key=lambda r: (r.is_recovering, r.load_tokens))
 
     def _let_in(self, held: list[RequestStream]) -> list[tuple[RequestStream, str]]:
-        """Hand requests that were held to the replicas; those they refuse, and why."""
+        """Hand held requests to the replicas; returns those that they refuse, and why."""
         refused = []
         for stream in held:
             try:
@@ -262,7 +262,7 @@ class Door:
 
 
 def _deal(left: Handover, heirs: list[Replica]) -> list[RequestStream]:
-    """Deal what others have left to ``heirs``; those requests that nobody takes."""
+    """Deal what other replicas have left to ``heirs``; returns the requests that nobody takes."""
     if not heirs:
         return list(left.streams.values())
     shares = zip(heirs, left.deal(len(heirs)), strict=True)

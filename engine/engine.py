@@ -52,9 +52,9 @@ from engine.watched import WatchedDevices
 class Engine:
     """Serves one model under one policy. Every method may be called from any thread.
 
-    Use as a context manager, or call :meth:`start` and :meth:`close`. ``timer_factory`` gives
-    the step times of a simulated executor for a plan; ``monitor`` watches devices while the engine
-    runs, by default on CUDA its own. All :class:`EngineError` kinds surface here unchanged.
+    Use as a context manager, or call :meth:`start` and :meth:`close`. ``timer_factory`` gives the
+    step times of a simulated executor for a plan; ``monitor`` watches devices while the engine
+    runs, by default its own on CUDA. All :class:`EngineError` kinds surface here unchanged.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Engine:
 
     @property
     def paced_as(self) -> str | None:
-        """The hardware that steps are paced as, where no model is run; None where one is."""
+        """The hardware that steps are paced as; None if a model runs."""
         return self.config.paced_as
 
     @property
@@ -167,7 +167,7 @@ class Engine:
         )
 
     def read_energy(self) -> EnergyCounters:
-        """Joules of the ranks' devices now; empty unless a driver tells of all. Waits for it."""
+        """Joules of the ranks' devices so far; empty unless a driver tells of all. Waits for it."""
         return self._devices.read_energy(self._ranks)
 
     def mode_tables(self) -> list[ModeTable | None]:
@@ -215,7 +215,7 @@ class Engine:
             self._devices.start()
 
     def close(self) -> None:
-        """End all ranks, also those that start; requests in progress end with reason ``abort``."""
+        """End all ranks, starting ones included; requests in progress end with reason ``abort``."""
         self._is_closing.set()
         with self._apply_lock:
             self._is_closed = True
@@ -240,7 +240,7 @@ class Engine:
     def abort(self, request_id: str, *, reason: FinishReason = FinishReason.ABORT) -> None:
         """End a request at the next step boundary; unknown ids do nothing.
 
-        ``reason`` is ``stop`` when the caller makes the text itself and found a stop string in it.
+        ``reason`` is ``stop`` if the caller makes the text and has found a stop string in it.
         """
         self._door.abort(request_id, reason)
 
@@ -251,12 +251,12 @@ class Engine:
         expected: EnginePolicy | None = None,
         limits: TransitionLimits = DEFAULT_LIMITS,
     ) -> AppliedPolicy:
-        """Put ``policy`` in force: hot knobs at the next step; a number of replicas, or a plan of
-        other shards, by starting and ending ranks (see ``Way``), within ``limits``.
+        """Put ``policy`` in force. Hot knobs change at the next step; another number of replicas,
+        or a plan of other shards, starts and ends ranks (see ``Way``) within ``limits``.
 
-        No accepted request is lost. Where devices suffice others serve meanwhile; else requests
-        wait and go on from their tokens so far. With ``expected``, nothing is changed unless that
-        policy is still in force.
+        No accepted request is lost: if devices suffice, other replicas serve meanwhile; if not,
+        requests wait and go on from their tokens so far. With ``expected``, nothing changes unless
+        that policy is still in force.
 
         Raises:
             PolicyError: outside the envelope, or requests in progress would not fit the plan.
@@ -299,7 +299,7 @@ class Engine:
     def preview(
         self, policy: EnginePolicy, *, limits: TransitionLimits = DEFAULT_LIMITS
     ) -> PricedTransition | None:
-        """How ranks would start and end for ``policy``, and at what price; None where none would.
+        """How ranks would start and end for ``policy``, and at what price; None if none would.
 
         Raises:
             PolicyError, PlanError: as :meth:`apply` does.
@@ -319,7 +319,7 @@ class Engine:
     ) -> Generation:
         """Run one request to its end. Logits are kept if the config has ``return_logits``.
 
-        Without a ``request_id`` it has one of its own, so that threads may call at once.
+        Without a ``request_id`` it gets an id of its own, so that several threads may call at once.
 
         Raises:
             RequestError: it could never run.

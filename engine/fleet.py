@@ -36,10 +36,9 @@ class _Member:
 class Fleet:
     """Every replica of one engine, whatever its plan. Calls come one at a time.
 
-    Replicas that run have numbers of their own, each with its counters, which whoever has the
-    number next goes on with. The next plan takes over the rank processes of replicas that were
-    :meth:`dropped <drop>`, as many as it can use. Starts under way fail once ``is_closing`` is set,
-    by whatever thread.
+    Each running replica has a number. Counters belong to the number, so the next replica with that
+    number goes on counting. The next plan takes over as many rank processes of :meth:`dropped
+    <drop>` replicas as it can use. Starts under way fail once any thread sets ``is_closing``.
     """
 
     def __init__(
@@ -83,8 +82,9 @@ class Fleet:
     ) -> list[Replica]:
         """Start replicas of a plan side by side; on a failure none of them is left running.
 
-        ``slots``: where, by default those of the whole plan. With ``mode_table`` no step times are
-        taken. ``is_later``: not with the engine; paced ranks then take their time to start.
+        ``slots`` says where, by default in those of the whole plan. With a ``mode_table``, no step
+        times are taken. ``is_later``: after the engine's own start; paced ranks then take their
+        time to start.
 
         Raises:
             CheckpointError, PlanError, RankError: what the first of them could not do.
@@ -112,12 +112,13 @@ class Fleet:
         return replicas
 
     def drop(self, replicas: Iterable[Replica]) -> None:
-        """Replicas that were stopped stand nowhere now; their processes wait for the next plan."""
+        """Note that stopped replicas have no slot any more; their processes wait for the next
+        plan."""
         for replica in replicas:
             self._members.pop(replica.index, None)
 
     def retire(self, replica: Replica) -> None:
-        """One that was stopped for good: its processes end, and its devices are free."""
+        """End the processes of a replica that was stopped for good, and free its devices."""
         self._members.pop(replica.index, None)
         self._close_pools([replica.index])
 

@@ -1,4 +1,4 @@
-"""One request from its first token to its last, for callers that wait for the whole."""
+"""One request from its first token to its last, for callers that wait for the whole output."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from engine.spec.request import FinishReason, RequestOutput, TokenLogprobs
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One finished output. ``logits`` f8[output tokens, vocabulary] when asked for, and so are
-    ``logprobs``, one per output token, and ``prompt_logprobs``, one per prompt token but the first.
+    """One finished output. Only if asked for, it has ``logits`` f8[output tokens, vocabulary],
+    ``logprobs`` (one per output token) and ``prompt_logprobs`` (one per prompt token but the
+    first).
     """
 
     token_ids: tuple[int, ...]

@@ -14,17 +14,17 @@ from engine.spec.request import FinishReason, Request
 class Lobby:
     """Where requests are while no replica has them: before the start, and during a reshape.
 
-    While it is holding, new requests stay here. Those of replicas that stop are *leaving* until
-    they have stopped, known by their ids alone, and then *carried* until others take them.
-    ``max_len`` is the longest request in tokens that fits wherever it may go next, whether it is
-    holding or not. Not thread safe: whoever calls holds the door's lock.
+    While it is holding, new requests stay here. Requests of stopping replicas are *leaving*, known
+    by their ids alone, until the replicas have stopped; then they are *carried* until others take
+    them. ``max_len`` is the longest request in tokens that fits wherever it may go next, whether it
+    is holding or not. Not thread safe: whoever calls holds the door's lock.
     """
 
     def __init__(self, *, max_len: int) -> None:
         self.is_holding = True
         self.max_len = max_len
         self._held: dict[str, RequestStream] = {}
-        # With the reason for which one was aborted meanwhile.
+        # Each with the reason if it was aborted meanwhile, else None.
         self._leaving: dict[str, FinishReason | None] = {}
         self._carried = Handover()
 
@@ -63,9 +63,10 @@ class Lobby:
         self._leaving |= {request.request_id: None for request in leaving}
 
     def carry(self, left: Handover) -> list[tuple[RequestStream, FinishReason]]:
-        """Keep what those that were seen off have left, until :meth:`hand_on`.
+        """Keep what replicas that were seen off have left, until :meth:`hand_on`.
 
-        Returns those that were aborted meanwhile, each with why: they are the caller's to end.
+        Returns the requests that were aborted meanwhile, each with its reason; the caller ends
+        them.
         """
         leaving, self._leaving = self._leaving, {}
         aborted = [(left.take_out(name), reason) for name, reason in leaving.items() if reason]
@@ -88,15 +89,15 @@ class Lobby:
         self._held[stream.request.request_id] = stream
 
     def abort(self, request_id: str, reason: FinishReason) -> RequestStream | None:
-        """Let a request go; it is the caller's to end. Unknown ids do nothing, and one that is
-        leaving ends when its replica has stopped, see :meth:`carry`.
+        """Let a request go; the caller ends it. Unknown ids do nothing. A leaving request ends when
+        its replica has stopped, see :meth:`carry`.
         """
         if request_id in self._leaving:
             self._leaving[request_id] = reason
         return self._held.pop(request_id, None) or self._carried.take_out(request_id)
 
     def empty(self) -> list[RequestStream]:
-        """Hold no more: the requests that were held, in order of arrival."""
+        """Hold no more; returns the requests that were held, in order of arrival."""
         held, self._held = list(self._held.values()), {}
         self.is_holding = False
         return held

@@ -10,7 +10,7 @@ from typing import TextIO, cast
 
 import structlog
 
-# Modules of the engine log by the standard library, of which warnings and errors are shown.
+# Modules of the engine log through the standard library; its warnings and errors are shown.
 LIBRARY_LOGGER = "engine"
 
 
@@ -53,7 +53,7 @@ def _for_a_person() -> structlog.dev.ConsoleRenderer:
 class _CurrentStderr:
     """Whatever ``sys.stderr`` is now: a logger outlives a redirection (tests, progress bars).
 
-    A line that cannot be written, as on a full disk, is lost; what wanted to tell goes on.
+    A line that cannot be written, as on a full disk, is lost; whoever logged it goes on.
     """
 
     def write(self, text: str) -> int:

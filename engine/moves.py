@@ -1,4 +1,4 @@
-"""From the plan in force to another: the way there, what it costs, and going it."""
+"""From the plan in force to another: the way there, its price, and carrying it out."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ class Moves:
         )
 
     def _slots(self) -> list[Slot]:
-        """Where replicas serve; those that failed for good last, since the last leave first."""
+        """The slots in which replicas serve. Those that failed for good come last, because the last
+        leave first."""
         replicas = self._door.list_replicas()
         keys = [(r.failure is not None, self._fleet.slot_of(r)) for r in replicas]
         return [slot for _, slot in sorted(keys)]

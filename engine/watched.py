@@ -15,8 +15,8 @@ from engine.spec.inventory import Inventory, RankKind
 
 class WatchedDevices:
     """Watches devices from :meth:`start` to :meth:`stop`: on CUDA the engine's own, elsewhere only
-    those of a ``monitor`` that is given. Told of are those of ``ranks`` (0, 1, ...), those in use;
-    the engine may leave some to others.
+    those of a ``monitor`` that is given. It reports the devices of ``ranks`` (0, 1, ...), which are
+    in use; the engine may leave others unused.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class WatchedDevices:
         return self._of_ranks(self._monitor.latest(), ranks)
 
     def read_energy(self, ranks: Sequence[int]) -> EnergyCounters:
-        """Joules until now; empty unless a driver tells of all. Waits for it."""
+        """Joules so far; empty unless the driver reports all devices. Waits for its answer."""
         readings = self._of_ranks(self._monitor.read_now(), ranks)
         is_whole = len(readings) == len(devices_of(self._config, ranks))
         return energy_counters(readings) if is_whole else EnergyCounters()

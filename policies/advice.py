@@ -1,6 +1,6 @@
-"""Which entry of a capacity table an engine should be on, for whoever restarts it.
+"""Says which entry of a capacity table an engine should be on, for whoever restarts it.
 
-Pure, as the slow loop is (:mod:`policies.capacity_loop`), but without its memory: it tells what the
+It is pure like the slow loop (:mod:`policies.capacity_loop`), but has no memory: it tells what the
 next minutes need, and leaves dwell, guards and price to whoever acts.
 """
 

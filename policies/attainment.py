@@ -1,4 +1,4 @@
-"""Judging a run by an SLA: attainment, goodput, violations (definitions: docs/metrics.md)."""
+"""Judges a run by an SLA: attainment, goodput, violations (definitions: docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Check:
 class SlaReport:
     """How a run stands against an SLA.
 
-    ``attainment`` is attainment.v1, met / (completed + errored + timed out); None when there was
-    none of them. ``goodput_rps`` is goodput.v1. ``invalid`` counts completed requests whose TTFT
+    ``attainment`` is attainment.v1, met / (completed + errored + timed out); None if there were no
+    such requests. ``goodput_rps`` is goodput.v1. ``invalid`` counts completed requests whose TTFT
     or E2E is missing or not positive: they are misses. ``not_applicable`` counts, per constraint
     key, the completed one-token outputs that TPOT and ITL say nothing about.
     """
@@ -120,7 +120,7 @@ def judge(sla: Sla, measurement: Measurement) -> SlaReport:
 
 
 def meets(sla: Sla, timing: RequestTiming) -> bool | None:
-    """Whether one request meets its SLA, as it counts in attainment; None where it was cut."""
+    """Whether one request meets its SLA, as it counts in attainment; None if it was cut."""
     if timing.outcome is Outcome.CUT:
         return None
     is_completed = timing.outcome is Outcome.COMPLETED and _is_valid(timing)
@@ -138,9 +138,10 @@ def _meets(timing: RequestTiming, constraints: Sequence[Constraint]) -> bool:
 
 
 def _own_value(timing: RequestTiming, constraint: Constraint) -> float | None:
-    """The request's own number, None where the constraint does not apply to it.
+    """The request's own number; None if the constraint does not apply to it.
 
-    For ITL it is the same percentile of the request's own gaps (all of them without one).
+    For ITL it is the same percentile of the request's own gaps, or the largest gap without a
+    percentile.
     """
     match constraint.metric:
         case Metric.TTFT_MS:
@@ -213,6 +214,6 @@ def _statistic(constraint: Constraint, finite: Sequence[float], num_infinite: in
     position = (total - 1) * (100 if percent is None else percent) / 100
     if math.ceil(position) >= len(finite):
         return math.inf
-    # The failed ones come last, so any value above the rest can stand for them here.
+    # Failed requests come last, so any value above the rest can stand for them here.
     padded = [*finite, *[max(finite)] * num_infinite]
     return float(np.percentile(padded, 100 if percent is None else percent))

@@ -1,4 +1,4 @@
-"""The capacity table: what rate each settings carry within an SLA, cheapest first.
+"""The capacity table: the rate that each settings carry within an SLA, cheapest first.
 
 A plain value: the tuner makes it, and whoever decides how many devices a load needs reads it.
 """
@@ -29,7 +29,7 @@ class CarriedRate:
 
     ``fidelity`` says how it is known: ``measured`` by driving them, or ``simulated`` and never run.
     ``binding`` is the constraint that a higher rate misses first. ``joules_per_request`` is what
-    its devices take at that rate, None where nobody knows.
+    its devices take at that rate; None if nobody knows.
 
     Raises:
         PolicyInputError: rates that are not above 0 or out of order.
@@ -120,7 +120,7 @@ class CapacityTable:
 
     @property
     def mix(self) -> tuple[float, float]:
-        """Mean input and output tokens of the requests that the rates are of."""
+        """Mean input and output tokens of the requests that the rates count."""
         return (self.mean_input_tokens, self.mean_output_tokens)
 
     def find(self, plan: ParallelPlan) -> CarriedRate | None:
@@ -162,10 +162,11 @@ class CapacityTable:
 
 
 def undominated(entries: Iterable[CarriedRate]) -> tuple[CarriedRate, ...]:
-    """In order of devices, those that surely carry more than every entry with as many or fewer.
+    """In order of devices, the entries that surely carry more than every entry with as many or
+    fewer.
 
-    By the low ends of their intervals: what was never run stands behind what was, unless it carries
-    more even if it is as slow as it may be.
+    The low ends of their intervals decide: what was never run stands behind what was, unless it
+    carries more even at its slowest.
     """
     kept: list[CarriedRate] = []
     for entry in sorted(entries, key=lambda e: (e.num_devices, -e.low_rps, -e.rate_rps)):
@@ -184,7 +185,8 @@ def cheapest(
     """The entry with fewest devices whose low end carries ``rate_rps`` and a share of
     ``headroom`` on top (0.2: a fifth more); None: none within ``most_devices`` does.
 
-    The low end, not the rate itself: with the rate, half of all draws would miss the SLA.
+    It is the low end and not the rate itself, because at the rate half of all draws would miss the
+    SLA.
 
     Raises:
         PolicyInputError: a rate or headroom below 0, or no number.

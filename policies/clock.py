@@ -1,15 +1,15 @@
-"""A clock that was set back: times that were kept lie ahead of it then.
+"""After a clock was set back, kept times lie ahead of it.
 
 Dwell, cool-down and caps count from such times. Left as they are, a clock set back by an hour would
-hold everything for an hour; so all of them are moved back with it, and what was seconds ago is
-seconds ago still.
+hold everything for an hour. So all of them are moved back with it, and what was seconds ago still
+is.
 """
 
 from __future__ import annotations
 
 
 def ahead_s(now_s: float, *last_s: float | None) -> float:
-    """How far the latest of these times, each of which was the present once, lies ahead of now."""
+    """How far the latest of these past times lies ahead of now."""
     return max([0.0, *(at_s - now_s for at_s in last_s if at_s is not None)])
 
 

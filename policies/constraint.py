@@ -10,7 +10,7 @@ from policies.errors import PolicyInputError
 
 
 class Metric(StrEnum):
-    """What an SLA may constrain; defined as ``engine.spec.measurement.METRIC_IDS`` says."""
+    """What an SLA may constrain, by the definitions of ``engine.spec.measurement.METRIC_IDS``."""
 
     TTFT_MS = "ttft_ms"
     TPOT_MS = "tpot_ms"

@@ -1,8 +1,9 @@
-"""Whether an engine's steps still take what its recommendation rests on, or have drifted away.
+"""Whether an engine's steps still take as long as its recommendation assumes, or have drifted away.
 
-Steps are compared and not latencies: how long a step of so many tokens takes depends little on the
-load. An engine's own words (mode, size class, steps, seconds, tokens) are held against the same
-words of the simulation that the recommendation comes from. Pure; the caller keeps the memory.
+Steps are compared and not latencies, because the time of a step of a given size depends little on
+the load. What an engine reports (mode, size class, steps, seconds, tokens) is compared with the
+same figures of the simulation that the recommendation comes from. Pure; the caller keeps the
+memory.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from engine.spec.modes import Mode, read_mode
 from policies.clock import ahead_s, back
 from policies.errors import PolicyInputError
 
-# Fewer steps than these say nothing of their size class.
+# Fewer steps than this say nothing about their size class.
 LEAST_STEPS = 20
-# So much of an engine's time has to be in steps that were foreseen.
+# This share of an engine's time has to be in steps that were foreseen.
 LEAST_SHARE = 0.5
-# Beyond the sizes foreseen by more than this, nothing is said of a step.
+# Nothing is said about steps that are larger than the foreseen sizes by more than this factor.
 MOST_BEYOND = 1.5
 # As others clamp what they learn live.
 LEAST_RATIO, MOST_RATIO = 0.5, 2.0
@@ -52,7 +53,7 @@ class StepSum:
 
 
 def step_sums(documents: Iterable[Mapping[str, Any]]) -> tuple[StepSum, ...]:
-    """What heartbeats and recommendations tell of steps, added up by mode and size class.
+    """What heartbeats and recommendations tell about steps, added up by mode and size class.
 
     Raises:
         PolicyInputError: a part that cannot be read.

@@ -29,7 +29,8 @@ import numpy.typing as npt
 
 from policies.errors import PolicyInputError
 
-# Attainment differs by a thousandth or by all: a bet is best at about effect / variance of luck.
+# Attainment may differ by a thousandth or by all of it; a bet is best at about effect / variance of
+# luck.
 BETS = np.array([1.0, 3.0, 10.0, 30.0, 100.0])
 # Attainment is from 0 to 1.
 MOST = 1.0
@@ -40,9 +41,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """Candidate less control. ``low`` is above the effect with a chance of at most ``alpha`` over
-    all the times it is looked at, and ``high`` below it with as much; ``mean`` is that of the pairs
-    so far, None before the first."""
+    """Candidate less control. Over all the times that it is looked at, ``low`` is above the effect
+    with a chance of at most ``alpha``, and ``high`` is below it with at most the same; ``mean`` is
+    that of the pairs so far, None before the first."""
 
     mean: float | None
     low: float

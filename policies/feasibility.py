@@ -15,10 +15,10 @@ def is_feasible_when_idle(sla: Sla | None, alone: Mapping[str, Estimate]) -> boo
     """Whether requests that have the engine for themselves meet the latencies of ``sla``.
 
     ``alone`` has their latencies by the SLA's words, as in ``p50_ttft_ms``. A mean and any
-    percentile above the median are held against the median: how long the longest requests are,
-    which those depend on, differs from one stretch of traffic to the next. False only where even
-    the fast end of an interval is over a bound; None where nothing says anything. Floors of
-    throughput are not looked at: an idle engine has none.
+    percentile above the median are compared with the median, because they depend on how long the
+    longest requests are, which differs from one stretch of traffic to the next. False only if even
+    the fast end of an interval is over a bound; None if nothing is known. Floors of throughput are
+    not looked at: an idle engine has none.
     """
     if sla is None:
         return None
@@ -47,8 +47,8 @@ def _evidence(
 
 
 def _find_at(alone: Mapping[str, Estimate], metric: Metric, share: float) -> Estimate | None:
-    """The latency at the highest known percentile, up to the median, that ``share`` of the
-    requests includes. Where it is over a bound, fewer than ``share`` of them meet the bound.
+    """The latency at the highest known percentile, up to the median, that ``share`` of the requests
+    includes. If it is over a bound, fewer than ``share`` of them meet the bound.
     """
     known = [
         alone[key]

@@ -1,5 +1,5 @@
-"""Latencies that somebody else counted in buckets: how many were within a bound, and what that
-answer is worth."""
+"""Latencies that somebody else counted in buckets: how many were within a bound, and how exact that
+answer is."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Histogram:
         return self.total / self.count if self.count else None
 
     def since(self, before: Histogram) -> Histogram | None:
-        """What was counted since ``before``; None where counting began anew in between, or with
-        other edges."""
+        """What was counted since ``before``; None if counting began anew in between, or with other
+        edges."""
         counts = tuple(a - b for a, b in zip(self.counts, before.counts, strict=False))
         total = self.total - before.total
         if self.edges != before.edges or total < 0 or min(counts) < 0:

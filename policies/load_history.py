@@ -17,7 +17,7 @@ Rates = npt.NDArray[np.float64]
 
 SLOT_S = 60.0
 DAY_S = 86_400.0
-# Fewer requests than these tell a rate no worse: there is no less than nothing.
+# Fewer requests than this count as this many: a rate cannot be below zero.
 LEAST_COUNT = 2.0
 
 
@@ -62,8 +62,8 @@ def luck_of(requests: float) -> float:
 def rate_of(input_tokens: float, output_tokens: float, mix: tuple[float, float]) -> float:
     """Requests of ``mix`` that bring at least these input and output tokens.
 
-    The larger of the two ratios counts: a load of longer outputs than the mix has is no smaller
-    for having few inputs. A capacity that is known for one mix is so never taken for more.
+    The larger of the two ratios counts: a load of longer outputs than the mix has is no smaller for
+    having few inputs. So a capacity that is known for one mix is never overestimated for another.
     """
     return max(input_tokens / mix[0], output_tokens / mix[1])
 
@@ -174,8 +174,8 @@ class LoadHistory:
         slot_s: float = SLOT_S,
     ) -> LoadHistory:
         """In order of time. A slot that nobody saw keeps the rate before it: no data is not
-        silence. A last one of which less than half as much was seen as of the one before tells too
-        little to be the newest."""
+        silence. If less than half as much was seen of the last slot as of the one before, it tells
+        too little to count."""
         kept = sorted((s for s in slots if s.seen_s > 0), key=lambda s: s.start_s)
         if len(kept) > 1 and kept[-1].seen_s < kept[-2].seen_s / 2:
             kept.pop()

@@ -55,16 +55,16 @@ class Objective(StrEnum):
 
     @property
     def boast(self) -> str:
-        """What the best point by it has before all others that meet the SLA."""
+        """What the best point by it has over all others that meet the SLA."""
         return f"{_BOASTS[self]} of all that meet the SLA"
 
     def order(self, point: OperatingPoint, sla: Sla) -> tuple[float, ...]:
-        """Smaller is better; points that hardly differ are told apart by what comes next."""
+        """Smaller is better; the next criterion decides between points that hardly differ."""
         return _ORDERS[self](point, sla)
 
     def values(self, point: OperatingPoint, sla: Sla) -> tuple[float, ...]:
         """What a search makes smallest: one number that puts points in this order, or the sides of
-        a trade. It takes no difference for noise, as :meth:`order` does."""
+        a trade. Every difference counts, while :meth:`order` takes small ones for noise."""
         latency = point.latency_score(sla)
         match self:
             case Objective.DEVICES:
@@ -150,7 +150,7 @@ def throughput_tokens_per_s(point: OperatingPoint) -> float:
 
 
 def device_seconds_per_token(point: OperatingPoint) -> float:
-    """Seconds of one device per output token; infinite without output."""
+    """Device seconds per output token; infinite without output."""
     rate = throughput_tokens_per_s(point)
     return point.cost_devices / rate if rate > 0 else math.inf
 
@@ -167,8 +167,9 @@ def cost_per_million_tokens(point: OperatingPoint, price_per_device_hour: float)
 
 
 def rounded_chance(point: OperatingPoint, sla: Sla) -> float:
-    """P(SLA met) in steps of 5 %: finer differences are noise of the intervals. Unbounded: what is
-    not known of a model is not known of any of its plans, and makes none better than another."""
+    """P(SLA met) in steps of 5 %: finer differences are noise of the intervals. Unbounded, because
+    what is not known about a model is not known about any of its plans, and makes none better than
+    another."""
     return round(point.unbounded_probability(sla) * 20) / 20
 
 

@@ -21,7 +21,7 @@ from policies.sla import Sla
 MIN_WINDOW_S = 1e-6
 MAX_WINDOW_S = 1e8
 MAX_COUNT = 10_000_000
-# Farther than any clock here tells; NaN and infinity are beyond it, too.
+# Later than any clock here; NaN and infinity are beyond it, too.
 MAX_TIME_S = 1e11
 # Times since an epoch, as floats, are no finer than this.
 CLOCK_S = 1e-6
@@ -51,7 +51,7 @@ class Observation:
     """One stretch of an engine's traffic, judged by its SLA.
 
     ``metrics`` are finite: a percentile that falls among failed requests, which is infinite to an
-    SLA, is left out. No JSON has a number for it, and PostgreSQL takes no document that has.
+    SLA, is left out. JSON has no number for it, and PostgreSQL refuses documents with one.
     """
 
     load: LoadWindow
@@ -69,8 +69,8 @@ def join_windows(
 ) -> Observation | None:
     """One observation of all ``windows``, the last of which ended ``age_s`` seconds ago.
 
-    A window that cannot have happened is refused whole: it would stay in an average. None when
-    there is no other: no data is not silence.
+    A window that cannot have happened is refused as a whole, because it would stay in an average.
+    None if there is no other window: no data is not silence.
     """
     windows = [window for window in windows if window.is_sound]
     if not windows:

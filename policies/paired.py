@@ -10,7 +10,7 @@ from typing import Any
 
 from policies.points import INTERVAL_LEVEL
 
-# From ten times as much on, tenths of a percent say nothing.
+# From a tenfold change on, tenths of a percent say nothing.
 MUCH = 10.0
 
 

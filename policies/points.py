@@ -89,12 +89,11 @@ class OperatingPoint:
     """One engine's settings under one workload at one rate.
 
     ``metrics`` is keyed by the SLA's words (``p95_ttft_ms``, ``attainment``,
-    ``throughput_tokens_per_s``; see ``policies.report.flat_metrics``). A metric that is missing
-    there was not observed, so it passes no bound. ``beliefs`` are what chances go by instead of
-    the metrics, where more is known than one run showed (``tuner.search.evidence``). ``runs`` are
-    the simulations behind the numbers, with slower steps and of other draws, where they are kept:
-    chances then go by them. ``told_chance`` is P(SLA met) of a point that was read back from an
-    answer, which has neither.
+    ``throughput_tokens_per_s``; see ``policies.report.flat_metrics``). A missing metric was not
+    observed, so it passes no bound. If more is known than one run showed, chances go by ``beliefs``
+    instead of the metrics (``tuner.search.evidence``). ``runs``, if they are kept, are the
+    simulations behind the numbers, with slower steps and of other draws; chances then go by them.
+    ``told_chance`` is P(SLA met) of a point that was read back from an answer, which has neither.
     """
 
     settings: Settings
@@ -110,7 +109,7 @@ class OperatingPoint:
         return self.settings.plan.world_size
 
     def actual(self, constraint: Constraint) -> float | None:
-        """The number ``constraint`` bounds, None where it was not observed."""
+        """The number that ``constraint`` bounds; None if it was not observed."""
         estimate = self.metrics.get(constraint.key)
         return None if estimate is None else estimate.value
 
@@ -119,7 +118,7 @@ class OperatingPoint:
         return actual is not None and constraint.is_met_by(actual)
 
     def margin(self, constraint: Constraint) -> float:
-        """Share of the budget left; minus infinity where nothing was observed."""
+        """Share of the budget left; minus infinity if nothing was observed."""
         actual = self.actual(constraint)
         return -math.inf if actual is None else constraint.margin(actual)
 
@@ -132,7 +131,7 @@ class OperatingPoint:
         return self.joint_chance(sla.per_run) if self.told_chance is None else self.told_chance
 
     def unbounded_probability(self, sla: Sla) -> float:
-        """P(SLA met), if steps are as uncertain as they are taken to be; see
+        """P(SLA met), provided that steps are as uncertain as assumed; see
         :meth:`policies.runs.Runs.unbounded_chance`."""
         if self.runs is not None:
             return self.runs.unbounded_chance(sla.per_run)
@@ -171,7 +170,7 @@ class OperatingPoint:
         return self.beliefs.get(constraint.key) or self.metrics.get(constraint.key)
 
     def chance(self, constraint: Constraint) -> float:
-        """Chance that ``constraint`` is met; 0 where nothing was observed."""
+        """Chance that ``constraint`` is met; 0 if nothing was observed."""
         if self.runs is not None:
             return self.runs.chance([constraint])
         estimate = self.belief(constraint)
@@ -191,7 +190,7 @@ class OperatingPoint:
     def latency_score(self, sla: Sla) -> float:
         """How slow the point is: mean log of each latency over its bound (lower is faster).
 
-        Where the SLA bounds no latency of a run: the mean log of all latencies that are known.
+        If the SLA bounds no latency of a run, it is the mean log of all known latencies.
         """
         bounds = {c.key: c.bound for c in sla.per_run if c.metric.is_latency}
         if not bounds:
@@ -248,8 +247,8 @@ ExactJson = dict[str, float | str]
 
 
 def exact_to_json(metrics: Mapping[str, Estimate]) -> ExactJson:
-    """The values of estimates that are taken as exact, each to its last bit; what JSON has no
-    number for by its name."""
+    """The values of exact estimates, to the last bit; a value that JSON has no number for by its
+    name."""
     assert all(e == Estimate.exact(e.value) for e in metrics.values()), "no interval is dropped"
     return numbers_to_json({key: estimate.value for key, estimate in metrics.items()})
 

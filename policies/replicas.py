@@ -1,4 +1,4 @@
-"""How many engines like this one the load needs; reading only, nothing here adds capacity."""
+"""How many engines like this one the load needs. It only tells; nothing here adds capacity."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from policies.controller import equivalent_rate, nearest_mix
 from policies.decision import SmoothedLoad
 from policies.schedule import Schedule
 
-# A sum of ratios that is an integer but for rounding needs no engine more.
+# A sum of ratios that exceeds an integer only by rounding needs no further engine.
 TOLERANCE = 1e-9
 
 
 def load_ratio(schedule: Schedule, load: SmoothedLoad) -> float | None:
     """The load over the most that one engine serves within the SLA by ``schedule``.
 
-    1: the engine is just full. None where no rate is known that it serves: then another engine
-    would not help either, or nobody knows how much it would.
+    1: the engine is just full. None if no rate is known that it serves: then another engine would
+    not help either, or nobody knows how much it would.
     """
     mix = nearest_mix(schedule, load)
     most_rps = 0.0
@@ -32,7 +32,7 @@ def load_ratio(schedule: Schedule, load: SmoothedLoad) -> float | None:
 def desired_replicas(ratios: Iterable[float | None]) -> int | None:
     """The fewest engines that serve what engines with these load ratios serve now; at least 1.
 
-    None where one of them is not known: a guess would be read as a load.
+    None if one of them is not known: a guess would be read as a load.
     """
     known = list(ratios)
     if not known or any(ratio is None for ratio in known):

@@ -15,7 +15,7 @@ RATES = ("throughput_tokens_per_s", "throughput_total_tokens_per_s")
 
 
 def measurement_json(measurement: Measurement, sla: Sla | None) -> dict[str, Any]:
-    """The ``simulate --json`` / ``bench --json`` document; None where nothing was observed.
+    """The ``simulate --json`` / ``bench --json`` document, with null for what was not observed.
 
     ``energy`` is what the devices' driver measured, per token too, and None without one.
     ``goodput_rps`` and ``attainment`` need an SLA. ``driver_lag_ms`` is the p99, ``driver_lag``

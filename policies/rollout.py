@@ -16,10 +16,11 @@ from policies.clock import ahead_s, back
 from policies.effect import Effect, effect_of, is_above, is_below
 from policies.errors import PolicyInputError
 
-# Of the candidate; whoever needs more looks for a difference that nobody will notice.
+# The most slices of the candidate: a test that needs more looks for a difference that nobody will
+# notice.
 MOST_SLICES = 1000
-# A candidate that has met few requests may serve that many times as long. With so few, two settings
-# that differ in nothing are seldom told from a regression.
+# A candidate that has met few requests may serve this many times as long: with few requests, even
+# two equal settings are seldom told from a regression.
 FEW_TIMES, FEW_REQUESTS = 2, 3000
 
 
@@ -71,9 +72,9 @@ class RolloutLimits:
     Requests that arrive in the first ``settle_s`` of a slice do not count: they meet what the one
     before left. A slice is counted ``wait_s`` after its end, when what arrived in it has ended. A
     pair with fewer than ``min_requests`` in one of its slices is set aside. ``tolerance``: a
-    candidate is worse where attainment is lower by more than that; ``alpha``: the chance of
-    taking it for worse where it is not, or for no worse where it is. A candidate that has met fewer
-    than ``few_requests`` after ``max_exposed_s`` may serve for twice as long.
+    candidate is worse if its attainment is lower by more than that; ``alpha``: the chance of
+    calling it worse if it is not, or no worse if it is. A candidate that has met fewer than
+    ``few_requests`` after ``max_exposed_s`` may serve for twice as long.
 
     Raises:
         PolicyInputError: a limit outside its range.

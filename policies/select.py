@@ -1,4 +1,4 @@
-"""Choosing among operating points: cheapest, fastest, balanced, or why none will do."""
+"""Chooses among operating points: cheapest, fastest, balanced, or why none will do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ __all__ = [
     "select",
 ]
 
-# Bounds computed from chances are this much wider, or rounding would make them miss.
+# Bounds computed from chances are made this much wider, because rounding would otherwise make them
+# miss.
 SLACK = 1e-9
 
 
@@ -144,8 +145,8 @@ class Selection:
         return _WHY_BEST.get(self.reason, self.objective.boast)
 
     def near_misses(self, sla: Sla, limit: int) -> tuple[Rejected, ...]:
-        """Of each plan that is not dependable under any settings here the one that came nearest,
-        and why it is not; nearest first."""
+        """For each plan that is not dependable under any settings here, the settings that came
+        nearest and why they are not; nearest first."""
         misses = [r for r in self.rejected if r.why in MISSES]
         good = {r.point.settings.plan for r in self.rejected if is_dependable(r.point, sla)}
         if self.best is not None:
@@ -170,8 +171,8 @@ def select(
     Only dependable points compete (``policies.verdict``). By devices the fewest are best; of equals
     the likelier one wins, then the faster. Balanced = the least product of devices and latency. A
     point whose threshold is below ``max_num_seqs`` competes only if it beats every twin with a
-    higher threshold. Without ``explains`` nothing is said of what stands in the way but
-    ``closest``: to find how far each bound has to give way takes long.
+    higher threshold. Without ``explains``, only ``closest`` says what stands in the way: finding
+    how far each bound has to give way takes long.
     """
     if not points:
         return Selection(reason=ChoiceReason.NO_POINTS, objective=objective)
@@ -240,10 +241,6 @@ def _low_threshold_rejection(
     return Rejected(point=point, why=PointRejection.LOW_THRESHOLD_WITHOUT_GAIN, detail=warning)
 
 
-def _speed(point: OperatingPoint, sla: Sla) -> float:
-    return point.latency_score(sla)
-
-
 def _balance(point: OperatingPoint, sla: Sla) -> float:
     return math.log(point.cost_devices) + point.latency_score(sla)
 
@@ -295,7 +292,7 @@ def _rejection(
         detail = f"P(SLA met) by its runs {own:.2f} < {other:.2f}"
     else:
         why = PointRejection.SLOWER
-        ratio = math.exp(_speed(point, sla) - _speed(best, sla))
+        ratio = math.exp(point.latency_score(sla) - best.latency_score(sla))
         detail = f"latency x{ratio:.3f} of the chosen one"
     return Rejected(point=point, why=why, detail=detail)
 

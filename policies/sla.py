@@ -81,7 +81,7 @@ class Sla:
 
     @property
     def attainment_bound(self) -> float | None:
-        """The share of requests that must meet theirs, where the SLA names one."""
+        """The share of requests that must meet their bounds, if the SLA names one."""
         return next((c.bound for c in self.constraints if c.metric is Metric.ATTAINMENT), None)
 
     def __str__(self) -> str:
@@ -143,7 +143,7 @@ def _bound(part: str, metric: Metric, raw: str, name_unit: str | None) -> float:
     except ValueError as error:
         raise PolicyInputError(f"SLA part {part!r}: {raw!r} is not a number") from error
     factor = units.get(unit or name_unit or "", 1.0)
-    # To 15 digits, so that 0.29s are 290 ms and not 289.99999999999994.
+    # Rounded to 15 digits, so that 0.29s are 290 ms and not 289.99999999999994.
     return value if factor == 1.0 else float(f"{value * factor:.15g}")
 
 
@@ -167,8 +167,8 @@ def _name(part: str, word: str) -> tuple[Percentile | None, Metric, str | None]:
 
 
 def _nearest_name(word: str) -> str:
-    """The nearest name as a hint: percentile and metric are looked for apart, so that the one that
-    is right weighs nothing."""
+    """The nearest name as a hint. Percentile and metric are looked up separately, so that the
+    correct one does not count."""
     head, _, tail = word.lower().partition("_")
     has_percentile = bool(re.fullmatch(r"p\d+|mean|median", head)) and bool(tail)
     name = (tail if has_percentile else word.lower()).removesuffix("_ms").removesuffix("_s")

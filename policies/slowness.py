@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
-# The first unknown is looked at in the middles of so many equal shares.
+# The first unknown is looked at in the middles of this many equal shares.
 NUM_PARTS = 32
-# Nearer to a whole than that, a part is the whole.
+# A part nearer to the whole than this counts as the whole.
 NEARLY = 1e-6
 
 
@@ -41,7 +41,7 @@ def chance_within(limits: Sequence[Limit], correlation: float) -> float:
     rest = math.sqrt(1 - correlation**2)
     whole = [limit.room for limit in limits if limit.share > 1 - NEARLY]
     mixed = [limit for limit in limits if limit.share <= 1 - NEARLY]
-    # What only steps with prompts decide is exact.
+    # Limits that only steps with prompts decide are exact.
     upper = _normal(min(whole)) if whole else 1.0
     found = 0.0
     for part, prompts in enumerate(_middles()):

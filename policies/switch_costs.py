@@ -11,7 +11,7 @@ from engine.transition.planning import Slot, Transition, plan_transition
 from policies.capacity_state import SwitchCost
 from policies.capacity_table import CapacityTable
 
-# For as long a device that is freed finishes what it has, at most: the engine's default.
+# For at most this long, a freed device finishes what it has: the engine's default.
 DRAIN_S = 30.0
 # Seconds that ranks of a plan take from their start until they can serve.
 StartSeconds = Callable[[ParallelPlan], float]
@@ -38,8 +38,8 @@ def switch_costs(
 
 
 def _cost(way: Transition, start_s: float, *, back_start_s: float) -> SwitchCost:
-    """Replicas that start one after the other take as many times as long; where none serves
-    meanwhile, requests wait for all of it."""
+    """N replicas that start one after the other take N times as long; if none serves meanwhile,
+    requests wait for all of it."""
     ready_s = start_s * way.num_starts
     away_s = 0.0 if way.least_devices else ready_s
     return SwitchCost(

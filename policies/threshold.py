@@ -1,4 +1,4 @@
-"""Where Shift should switch: the thresholds at which modes of more slices become faster."""
+"""Where Shift should switch: the thresholds above which modes with more slices are faster."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The one rule for what may be recommended: the SLA met, and likely to be met again.
 
-P(SLA met) is ``OperatingPoint.probability``. A point whose value meets every bound by a hair has
-P = 0.5 and would miss the SLA in every second run, so the value alone decides nowhere.
+P(SLA met) is ``OperatingPoint.probability``. A point whose value meets every bound by a hair has P
+= 0.5 and would miss the SLA in every second run, so the value alone never decides.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MIN_CHANCE = 0.8
 
 
 def meets_in_run(point: OperatingPoint, sla: Sla) -> bool:
-    """Whether the point's own values meet every bound; says nothing of the next run."""
+    """Whether the point's own values meet every bound; this says nothing about the next run."""
     return all(point.is_met(c) for c in sla.per_run)
 
 

@@ -49,9 +49,10 @@ class AuditVerdict:
 class AuditRepository:
     """Appends to and verifies the chain.
 
-    What is appended is sealed as the last thing that a unit of work does (:meth:`seal`). The chain
-    has one end, so from there to the commit nobody else can seal: earlier, whoever went on to wait
-    for a row would hold up everybody, and for ever the one who has that row and seals next.
+    What is appended is sealed last in a unit of work (:meth:`seal`). The chain has one end, so
+    nobody else can seal between that and the commit. If it were sealed earlier, a unit that then
+    waited for a row would hold up everybody, and would wait for ever if the holder of that row
+    wanted to seal next.
     """
 
     def __init__(self, session: Session) -> None:
@@ -84,7 +85,7 @@ class AuditRepository:
 
     @contextmanager
     def dropped_on_error(self) -> Iterator[None]:
-        """Forget what is noted in the block if it fails: what it tells of is not done then."""
+        """Forget what the block notes if it fails, because then it did not happen."""
         count = len(self._noted)
         try:
             yield
@@ -113,7 +114,7 @@ class AuditRepository:
     def verify(self, *, since: int = 0) -> AuditVerdict:
         """Follow the chain from its beginning, or from entry ``since`` on.
 
-        The seal of that entry is checked, its place in the chain is taken for granted.
+        The seal of that entry is checked, but not its place in the chain.
         """
         query = sa.select(AuditEntry).where(AuditEntry.id >= since).order_by(AuditEntry.id)
         previous: str | None = GENESIS if since <= 0 else None
@@ -140,7 +141,7 @@ class AuditRepository:
 
 
 def _why_broken(entry: AuditEntry, previous: str | None) -> str | None:
-    """Why an entry does not continue the chain; None where it does."""
+    """Why an entry does not continue the chain; None if it does."""
     if entry.hash != _seal(entry):
         return "it was altered: its hash is not that of what it says"
     if previous is not None and entry.previous_hash != previous:

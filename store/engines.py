@@ -27,15 +27,16 @@ LONG_COLUMNS = (
 CLOCKS_APART = timedelta(seconds=5)
 BEATS = cast("sa.Table", Heartbeat.__table__)
 ENGINES = cast("sa.Table", EngineRow.__table__)
-# Made once and without objects: hundreds of heartbeats come in a second.
+# Statements are built once, and without objects: hundreds of heartbeats come in a second.
 ADD_BEATS = sa.insert(BEATS)
 STAMP = (
     sa.update(ENGINES)
     .where(ENGINES.c.id.in_(sa.bindparam("ids", expanding=True)))
     .values(last_heartbeat_at=sa.bindparam("now"))
 )
-# All engines in one row, "id version hash,id version hash,...": at every row that it fetches
-# a driver lets other threads have the interpreter, and for a thousand rows it waited as often.
+# All engines in one row, "id version hash,id version hash,...": for every row that it fetches, a
+# driver gives the interpreter to other threads, so it would wait a thousand times for a thousand
+# rows.
 WISHES = sa.select(
     sa.func.aggregate_strings(
         ENGINES.c.id
@@ -72,7 +73,7 @@ class Wish(NamedTuple):
 
 
 def parse_wishes(text: str) -> dict[str, Wish]:
-    """The policy version that each engine is asked to run, and what it proves itself with."""
+    """The policy version that each engine is asked to run, and what it proves its identity with."""
     parts = (wish.split(" ") for wish in text.split(",") if wish)
     return {
         engine_id: Wish(int(version), credential_hash or None)
@@ -131,7 +132,7 @@ class EngineRepository:
         return self._session.scalars(query).one_or_none()
 
     def list_page(self, page: PageRequest) -> Page[EngineRow]:
-        """Engines in order of registration. What is long and seldom shown is read when used."""
+        """Engines in order of registration. Long, seldom shown columns are read when used."""
         query = sa.select(EngineRow).options(*map(defer, LONG_COLUMNS))
         return fetch_page(self._session, query, EngineRow.id, page, newest_first=False)
 
@@ -184,8 +185,8 @@ class EngineRepository:
         connection.execute(STAMP, {"ids": ids, "now": now})
 
     def list_heartbeats(self, engine_id: str, *, since: datetime) -> Sequence[Heartbeat]:
-        """Windows received since a time, oldest first; none of a time to come, as there are for a
-        while where the clock was set back."""
+        """Windows received since a time, oldest first, without those from the future that exist for
+        a while after a clock was set back."""
         until = utc_now() + CLOCKS_APART
         query = (
             sa.select(Heartbeat)

@@ -10,7 +10,7 @@ from store.models.base import Json
 
 
 class GroundworkRepository:
-    """One document a job, which whoever wrote it knows how to read; none once the job has ended."""
+    """One document a job, which its writer knows how to read; none once the job has ended."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

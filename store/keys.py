@@ -60,8 +60,8 @@ class KeyRepository:
         return self._session.scalars(query).one_or_none()
 
     def hold_first(self) -> None:
-        """Let nobody else who asks for it make a first key until the unit of work ends: services
-        that begin at the same time see none, each of them."""
+        """Lock others out of making a first key until the unit of work ends: services that start at
+        the same time would each see none."""
         if self._session.get_bind().dialect.name == "postgresql":
             self._session.execute(sa.select(sa.func.pg_advisory_xact_lock(FIRST_LOCK)))
 

@@ -11,7 +11,7 @@ from store.watched import Change, noted
 
 CHANNEL = "gearshift_changes"
 CONNECT_S = 5
-# A connection that is dead without a word is found after 25 s.
+# A connection that died silently is noticed after 25 s.
 KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
 

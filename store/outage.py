@@ -14,7 +14,7 @@ T = TypeVar("T")
 # Classes of SQLSTATE: connection exceptions, no resources (a full disk, too many clients),
 # operator intervention (shut down, starting up), rolled back for another transaction's sake.
 AWAY_STATES = ("08", "53", "57P", "40")
-# The names of SQLite's errors begin so: locked, full or broken disk, no file, not writable.
+# Beginnings of the names of SQLite's errors: locked, full or broken disk, no file, not writable.
 AWAY_NAMES = (
     "SQLITE_BUSY",
     "SQLITE_LOCKED",
@@ -26,7 +26,7 @@ AWAY_NAMES = (
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the database is at fault, for now, and not what was asked of it."""
+    """Whether the database, for now, is at fault, and not what was asked of it."""
     if isinstance(error, sa.exc.TimeoutError):  # no free connection
         return True
     if not isinstance(error, sa.exc.DBAPIError):

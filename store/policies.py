@@ -58,8 +58,8 @@ class PolicyRepository:
         return row
 
     def find_applied(self, engine_id: str, *, before: int) -> PolicyVersion | None:
-        """The newest version below ``before`` that the engine applied, for more than a slice: one
-        that only took its turn in a rollout nobody means by "the one before".
+        """The newest version below ``before`` that the engine applied for more than a slice: nobody
+        means by "the one before" a version that only took its turn in a rollout.
         """
         part = PolicyVersion.document[("provenance", "slice")].as_string()
         is_slice = sa.and_(PolicyVersion.origin == "rollout", part.is_not(None))

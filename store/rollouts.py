@@ -17,8 +17,8 @@ from store.watched import Change, note
 
 
 class RolloutRepository:
-    """Reads and writes rollouts. Who changes one holds its engine's row, so of an engine there is
-    never more than one under way."""
+    """Reads and writes rollouts. Whoever changes one holds its engine's row, so an engine never has
+    more than one under way."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -14,8 +14,8 @@ Row = TypeVar("Row", bound=Base)
 def find_row(session: Session, kind: type[Row], key: Any, *, for_update: bool) -> Row | None:
     """The row; ``for_update`` holds it until the unit of work ends.
 
-    A row that is held is read anew, though the unit of work has seen it: whoever waited for it was
-    told by then what another has changed meanwhile, and would write over it what was before.
+    A held row is read anew even if the unit of work has seen it: another may have changed it while
+    this one waited, and writing the old values back would undo that.
     """
     if not for_update:
         return session.get(kind, key)

@@ -43,8 +43,8 @@ from store.workloads import WorkloadRepository
 SQLITE_BUSY_MS = 30_000
 CONNECT_S = 5
 READ_ONLY = "gearshift_read_only"
-# Pages of SQLite's log (4 KiB each). From so many on, :meth:`Database.checkpoint` empties it; and
-# where nobody calls that, a commit does so, at a number that a service never reaches.
+# Pages of SQLite's log (4 KiB each). From this many on, :meth:`Database.checkpoint` empties the
+# log. If nobody calls that, a commit does so, at a number that a service never reaches.
 LOG_PAGES = 2_000
 MOST_LOG_PAGES = 16_000
 # What may be a user and a password in the text of a URL, however it is written.
@@ -60,15 +60,15 @@ class UnitOfWork:
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """What the block writes is thrown away if it fails, and nothing else of the unit."""
+        """If the block fails, what it wrote is thrown away, but nothing else of the unit."""
         with self.audit.dropped_on_error(), self.session.begin_nested():
             yield
 
     def commit_lazily(self) -> None:
         """Let the commit not wait until it is on the disk.
 
-        If the machine crashes, what was committed so in the last second may be missing, and nothing
-        else. SQLite does so anyway.
+        If the machine crashes, only what was committed this way in the last second may be missing.
+        SQLite always commits this way.
         """
         if self.session.get_bind().dialect.name == "postgresql":
             self.session.connection().exec_driver_sql("SET LOCAL synchronous_commit TO off")
@@ -149,8 +149,8 @@ class Database:
         self.url = url
         self.engine = make_engine(url)
         self._reader = self.engine.execution_options(**{READ_ONLY: True})
-        # SQLite has one writer at a time. Threads that queue here go on when the one before is
-        # done; SQLite itself would let each sleep up to 100 ms between two tries.
+        # SQLite has one writer at a time. Threads that queue here go on as soon as the one before
+        # is done; SQLite itself would let each sleep up to 100 ms between two tries.
         is_sqlite = self.engine.dialect.name == "sqlite"
         self._writing: AbstractContextManager[object] = (
             threading.Lock() if is_sqlite else nullcontext()
@@ -235,8 +235,8 @@ class Database:
     def checkpoint(self) -> None:
         """Bring what was committed from SQLite's log into the database file, beside all writers.
 
-        Left to SQLite, a commit does so every thousand pages, and waits for the disk meanwhile.
-        Other databases do it by themselves: there this does nothing.
+        If it were left to SQLite, a commit would do so every thousand pages and wait for the disk.
+        Other databases do it by themselves, so this does nothing there.
         """
         if self.engine.dialect.name != "sqlite":
             return
@@ -245,8 +245,8 @@ class Database:
             cursor.execute(CHECKPOINT)
             (found,) = cursor.fetchall()  # whether it was kept off, pages in the log, pages done
             if found[1] > LOG_PAGES:
-                # Only what came meanwhile is left. With nobody writing, all of it is brought over,
-                # and the log starts anew.
+                # Only what came meanwhile is left. While nobody writes, that is brought over, and
+                # the log starts anew.
                 with self._writing:
                     cursor.execute(CHECKPOINT)
                     cursor.fetchall()
@@ -300,7 +300,7 @@ def read_url(url: str) -> sa.URL:
     try:
         return sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # the latter for a port that is none
-        # Nothing of the error: a port that is none may be the end of a password.
+        # Say nothing of the error: what is no valid port may be the end of a password.
         shown = SECRET_PART.sub("//***@", url)
         raise StoreError(
             f"database URL {shown!r} cannot be read: write it as in sqlite:///FILE or "
@@ -321,8 +321,8 @@ def _open_sqlite(
     if options.get("uri"):  # such a path may name more than a file
         return
     make_private(arguments[0])
-    # SQLite would open it to read only, and then so for all of this process, as long as one of its
-    # connections is open: also when the disk can be written again.
+    # SQLite would open it read-only, and keep it so for this whole process while one of its
+    # connections is open, even once the disk can be written again.
     if os.path.exists(arguments[0]) and not os.access(arguments[0], os.W_OK, effective_ids=True):
         error = sqlite3.OperationalError(f"{arguments[0]} cannot be written")
         error.sqlite_errorname = "SQLITE_READONLY"
@@ -330,9 +330,9 @@ def _open_sqlite(
 
 
 def make_private(path: str) -> None:
-    """See that a new file at ``path`` is its owner's alone, and what SQLite makes beside it, too.
+    """Let only the owner read a new file at ``path``, and what SQLite makes beside it.
 
-    It holds hashes of keys and everything of the service. One that is there keeps its mode.
+    It holds hashes of keys and everything of the service. An existing file keeps its mode.
     """
     with contextlib.suppress(OSError):  # the database says what is wrong with such a path
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))

@@ -1,4 +1,4 @@
-"""What a commit may bring that others want to hear of, noted on the session that writes it."""
+"""Changes that others want to hear of at the commit, noted on the session that writes them."""
 
 from __future__ import annotations
 

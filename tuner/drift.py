@@ -27,11 +27,11 @@ from policies.points import INTERVAL_Z
 from tuner.spec.errors import TunerError
 from tuner.step_model.model import ErrorReport
 
-# Steps of a live engine; who feeds sums over many steps needs fewer.
+# For single steps of a live engine; whoever feeds sums over many steps needs fewer.
 PATIENCE = 30
-# The size is the median of at most so many samples, the latest.
+# The size is the median of at most this many samples, the latest.
 KEPT_RESIDUALS = 64
-# Floors, as a fit may come out exact on what it was judged by.
+# Floors, because a fit may come out exact on what it was judged by.
 LEAST_NOISE = 0.02
 LEAST_ALLOWANCE = 0.03
 

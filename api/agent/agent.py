@@ -1,6 +1,6 @@
 """The engine's side of the control plane: register, heartbeat, follow the policy.
 
-The engine serves on whatever the control plane does: an outage is only silence.
+The engine goes on serving whatever the control plane does: an outage is only silence.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ Json = dict[str, Any]
 class EngineAgent:
     """Keeps one engine known to a control plane, from a thread of its own.
 
-    ``name`` is the engine's identity over restarts, and its credential, kept in
-    ``credential_dir``, the proof of it. A window whose heartbeat could not be sent is
-    dropped: to the control plane it is missing data, never zero load.
+    ``name`` is the engine's identity over restarts; its credential, kept in ``credential_dir``,
+    proves it. A window whose heartbeat could not be sent is dropped: to the control plane it is
+    missing data, never zero load.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class EngineAgent:
         except httpx.HTTPError:
             return False
         if _is_stranger(answer):
-            # What is asked of whoever has the name now is not asked of us.
+            # Another engine has our name now: what is asked of it is not asked of us.
             self._engine_id = None
             await self._register(client)
         return answer.is_success

@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 def arrived_total(stats: EngineStats) -> int:
     """Requests that came since start: those that ended, those still in the engine, and those that
-    it had no room for. What is turned away is load as well: without it an engine that sheds would
+    it had no room for. Refused requests are load as well: without them, an engine that sheds would
     look as if it carried all that comes."""
     inside = stats.running + stats.waiting
     return sum(stats.finished.values()) + inside + sum(stats.refused.values())

@@ -1,1 +1,1 @@
-"""What a request asks for that takes long or much: done in a process of its own, under limits."""
+"""Work of a request that takes long or much: done in a process of its own, under limits."""

@@ -17,7 +17,7 @@ from engine.wire.child import inherited_environment
 
 Json = dict[str, Any]
 MIB = 2**20
-# How the child ends without memory; where a signal ended it, it was a limit too.
+# The exit code of a child without memory; if a signal ended it, that was a limit, too.
 OUT_OF_MEMORY = 3
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 

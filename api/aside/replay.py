@@ -86,7 +86,7 @@ def _runner(question: Json) -> RunAt:
     inventory = Inventory.from_json(question["inventory"])
     if question["hardware"] is not None:
         hardware = parse_hardware(question["hardware"])
-        # Ranks that are paced as a quantised model tell a number format that they compute in.
+        # Ranks that are paced as a quantised model report the number format that they compute in.
         dtype, own = question["dtype"], Precision.of(inventory.dtype)
         node = Node(
             hardware=hardware,

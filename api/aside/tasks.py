@@ -1,6 +1,6 @@
 """The pieces of work, by name. Each takes JSON and gives JSON.
 
-What a piece needs is imported when it is asked for: the child lives for one of them.
+A piece imports what it needs when it is asked for, because the child lives for one of them only.
 """
 
 from __future__ import annotations

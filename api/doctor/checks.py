@@ -18,6 +18,7 @@ from engine.kernels.native_build import NO_COMPILER_VARIABLE, find_compiler
 from engine.nvml.library import Nvml
 from engine.nvml.topology import Joined, read_topology
 from engine.spec.errors import EngineError
+from engine.spec.processor import num_cores
 from tuner.hardware.detected import describe
 
 SHOWN_PACKAGES = ("gearshift", "torch", "numpy", "safetensors", "fastapi", "sqlalchemy", "optuna")
@@ -88,9 +89,8 @@ def _versions() -> Iterator[Finding]:
 def _processor() -> Iterator[Finding]:
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
-    text = f"{cores} cores, {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+    text = f"{num_cores()} cores, {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
     yield Finding(part="processor", mark=Mark.OK, found=text)
 
 

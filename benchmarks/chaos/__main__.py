@@ -21,6 +21,7 @@ from benchmarks.chaos.report import report
 from benchmarks.chaos.sandbox import adopt_orphans, enter_namespaces, unmount
 from benchmarks.chaos.world import World
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 
 
 def main() -> int:
@@ -59,9 +60,7 @@ def main() -> int:
         wanted=options.injections,
         others_share=others.share,
     )
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
+    publish(text, options.out)
     if outcome.violations:
         kept = Path(f"{folder}-logs")
         shutil.copytree(folder / "logs", kept)

@@ -29,6 +29,7 @@ import torch
 from benchmarks.peers.checkpoint import create_checkpoint, create_int8_checkpoint
 from benchmarks.peers.peer import Peer, PeerSpec, end_on_sigterm, openvino, ours, vllm
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.spec.quantisation import WeightFormat
 
 VOCABULARY = range(16, 16_000)
@@ -101,8 +102,7 @@ def main() -> None:
         peers = [stack.enter_context(Peer(spec, work / "peers.log")) for spec in specs]
         measured = _measure(peers, options.rounds, _cells(options))
     report = _report(specs, measured, others.share, options)
-    options.out.write_text(report)
-    print(report)
+    publish(report, options.out)
 
 
 def _options() -> argparse.Namespace:

@@ -36,8 +36,9 @@ from benchmarks.kept import KeptRuns
 from benchmarks.peers.checkpoint import create_checkpoint
 from benchmarks.peers.peer import PausedChild, PeerSpec, end_on_sigterm, vllm_environment
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 from engine.models.create import create_model
-from tuner.spec.machine import num_cores
+from engine.spec.processor import num_cores
 
 START_TIMEOUT_S = 900.0
 CLIENTS = 64
@@ -145,8 +146,7 @@ def main() -> None:
             servers.append(stack.enter_context(Server(spec, port, work / "servers.log")))
         loads = _measure(servers, options, rows)
     report = _report(servers, loads, rows, others.share, options.rounds)
-    options.out.write_text(report)
-    print(report)
+    publish(report, options.out)
 
 
 def _options() -> argparse.Namespace:

@@ -24,6 +24,7 @@ from benchmarks.peers.__main__ import CELLS, OUTPUT_TOKENS, VOCABULARY, Cell
 from benchmarks.peers.checkpoint import create_checkpoint
 from benchmarks.peers.peer import Peer, PeerSpec, end_on_sigterm, ours
 from benchmarks.quiet import OtherPrograms
+from benchmarks.reporting import publish
 
 HERE = Path(__file__).resolve().parents[2]
 # By version, plan and cell: milliseconds, and those of CPU, of each round.
@@ -57,8 +58,7 @@ def main() -> None:
             }
             _measure(peers, plan, options.rounds, rounds)
     report = _report(rounds, options.plans, options.dtype, options.rounds, others.share)
-    options.out.write_text(report)
-    print(report)
+    publish(report, options.out)
 
 
 def _spec(

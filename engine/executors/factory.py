@@ -31,10 +31,11 @@ def make_executor(
 ) -> Executor:
     """The executor ``config`` asks for, not yet started. ``auto``: in process for one rank.
 
-    Only the simulated executor uses ``timer``, ``clock`` (real time by default) and ``start_s``,
-    how long its start takes. ``ranks`` lends the process executor its ranks (a pool keeps them
-    across executors); other executors ignore it. ``is_ending`` is asked while ranks start, by all
-    but the one in process, which cannot end a start, and those that packages bring.
+    Only the simulated executor uses ``timer``, ``clock`` (real time by default) and ``start_s``
+    (how long its start takes). ``ranks`` lends the process executor its ranks (a pool keeps them
+    across executors); other executors ignore it. ``is_ending`` is asked while ranks start. The
+    executor in process does not ask it, since it cannot end a start, nor do those that packages
+    bring.
 
     Raises:
         EngineError: inline with several ranks, simulated without a timer, or an extension that no

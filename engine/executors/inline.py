@@ -48,10 +48,10 @@ class _RankThread:
     """Makes a runner, whose steps it runs in order until closed. After a step failed, all later
     ones fail. Raises what ``make`` does.
 
-    The thread is a daemon, so that a step that hangs does not keep the program from ending. It
-    also makes the runner, since OpenMP has a set of threads for each one that computes: with one
-    for making and one for running there are more than cores, and then they sleep between products
-    (decode by two threads was 6 to 14 % slower).
+    The thread is a daemon, so that a step that hangs does not keep the program from ending. It also
+    makes the runner, because OpenMP keeps a set of threads for each thread that computes: one
+    thread for making and another for running would give more threads than cores, which then sleep
+    between products (decode by two threads was 6 to 14 % slower).
     """
 
     def __init__(self, make: Callable[[], ModelRunner]) -> None:
@@ -84,7 +84,7 @@ class _RankThread:
 
     def close(self, timeout_s: float) -> None:
         """Drop the queued steps; wait at most ``timeout_s`` for the step that runs. The runner's
-        memory is free afterwards, though an error of it may be kept that tells where it happened.
+        memory is free afterwards, even if somebody keeps an error of it with its traceback.
         """
         with self._changed:
             self._is_closed = True
@@ -130,7 +130,8 @@ class _RankThread:
         except Exception as error:
             self._failure = RankError(f"step {step.step_id} failed: {error!r}")
             self._failure.__cause__ = error
-            # Its frames hold what they worked on: on a device, the cache that a new rank needs.
+            # Its frames hold what they worked on; on a device that is the cache memory that a new
+            # rank needs.
             traceback.clear_frames(error.__traceback__)
         finally:
             del runner

@@ -11,8 +11,8 @@ from engine.spec.errors import EngineError
 
 
 def collectives_for(config: EngineConfig) -> Collectives:
-    """What carries the collectives. Those of CPU memory work on CUDA too, through the host: slowly,
-    but between ranks that share a device.
+    """What carries the collectives. Those over CPU memory also work on CUDA, through the host:
+    slowly, but even between ranks that share a device.
 
     Raises:
         EngineError: the one asked for does not work on this device or processor.
@@ -36,7 +36,7 @@ def collectives_for(config: EngineConfig) -> Collectives:
 
 
 def may_share_devices(config: EngineConfig) -> bool:
-    """Whether several ranks may have one CUDA device: NCCL refuses that, others know none."""
+    """Whether several ranks may share a CUDA device: NCCL refuses that, the others do not care."""
     shared = (Collectives.SHM, Collectives.GLOO)
     return config.device.startswith("cuda") and Collectives(config.collectives) in shared
 

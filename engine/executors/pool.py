@@ -15,13 +15,13 @@ from engine.wire.messages import PING
 
 logger = logging.getLogger(__name__)
 
-# How long a rank that lost a peer may take to come out of its step before it is taken for hung.
+# How long a rank that lost a peer may take to leave its step before it counts as hung.
 PATIENCE_S = 1.0
 
 
 class Condition(StrEnum):
-    """How ranks are given back. ``whole``: nothing failed. ``healable``: some failed, the others
-    can be set up again. ``lost``: none can be used any more.
+    """The state in which ranks are given back. ``whole``: nothing failed. ``healable``: some
+    failed, the others can be set up again. ``lost``: none can be used any more.
     """
 
     WHOLE = "whole"
@@ -45,7 +45,7 @@ class RankSource(Protocol):
         ...
 
     def replenish(self) -> None:
-        """Called once lent ranks work: the time to prepare replacements."""
+        """Prepare replacements; called once the lent ranks work."""
         ...
 
     def close(self) -> None:
@@ -94,10 +94,10 @@ class GivenRanks:
 class RankPool:
     """The processes of one replica, kept across its executors and replaced when they fail.
 
-    A rank that does not answer within ``patience_s`` is killed: it is gone, or its last step hangs
-    although its peers are gone. A spare or a new process takes its place. Other ranks keep their
-    processes, and their numbers where possible. ``num_spares`` further processes wait with the
-    model's code imported; used ones are replaced in the background once the ranks work again.
+    A rank that does not answer within ``patience_s`` is killed: it is gone, or its last step still
+    hangs after its peers have gone. A spare or a new process takes its place. Other ranks keep
+    their processes, and their numbers where possible. ``num_spares`` further processes wait with
+    the model's code imported; used ones are replaced in the background once the ranks work again.
 
     Owned by one thread at a time; :meth:`close` ends everything that is not lent.
     """
@@ -149,8 +149,8 @@ class RankPool:
                 assert_never(never)
 
     def replenish(self) -> None:
-        """Start missing spares; they warm up in the background. Where one cannot start, the ranks
-        that work do without it.
+        """Start missing spares, which warm up in the background. If one cannot start, the working
+        ranks do without it.
         """
         self._sort_spares(0.0)
         while len(self._spares) + len(self._cold) < self._num_spares:
@@ -180,7 +180,7 @@ class RankPool:
         self._spares = [rank for rank in self._spares if rank in fine]
 
     def _choose(self, num_ranks: int) -> list[RankProcess | None]:
-        """Idle processes by rank, as many as there are; what is left over is ended."""
+        """Idle processes by rank, as many as there are; the rest are ended."""
         chosen: list[RankProcess | None] = [None] * num_ranks
         others = []
         for rank in self._idle:

@@ -25,9 +25,9 @@ from engine.spec.steps import StepPlan, StepResult
 from engine.wire.messages import FromRank, Meeting, RankFailure, RankReady, RankSetup
 
 # How long to look for the first cause after a failure: a rank may complain of a dead peer before
-# this process sees the death.
+# this process notices the death.
 DIAGNOSIS_S = 0.1
-# How soon a start that is of no use any more ends.
+# How soon a start ends once nobody needs it any more.
 ENDING_LOOK_S = 0.1
 
 
@@ -37,7 +37,7 @@ class ProcessExecutor:
     ``is_ending`` is asked while ranks start: once it says so, the start fails.
 
     ``ranks`` lends the processes. A pool keeps them across executors and replaces failed ones;
-    :meth:`close` leaves running :class:`RankProcesses` alone unless one of them failed. Without
+    :meth:`close` leaves given :class:`RankProcesses` running unless one of them failed. Without
     ``ranks`` the executor starts its own processes and ends them. After a failure with gloo or NCCL
     all ranks are ended, because no rank can leave these safely. See
     ``engine.executors.protocol.Executor``.
@@ -173,7 +173,7 @@ class ProcessExecutor:
 
     @property
     def _is_settled(self) -> bool:
-        """Whether the oldest step has a result, or nothing more will come."""
+        """Whether the oldest step has a result, or will never have one."""
         return bool(self._arrived) or self._error is not None or not self._pending
 
     def _running(self) -> RankProcesses:
@@ -234,7 +234,7 @@ class ProcessExecutor:
         return [ready[rank] for rank in sorted(ready)]
 
     def _next_of_start(self, ranks: RankProcesses, deadline_s: float) -> RankFrame | None:
-        """The next message of ranks that start; None: none came until the deadline."""
+        """The next message of the starting ranks; None: none came before the deadline."""
         while True:
             self._raise_if_ending()
             left_s = max(0.0, deadline_s - time.monotonic())
@@ -278,7 +278,7 @@ class ProcessExecutor:
         return self._failed(words, cause.rank)
 
     def _first_cause(self, ranks: RankProcesses, failure: RankFailure) -> RankFailure | RankError:
-        """``failure``, unless it only complains of a rank; then that rank's failure or death."""
+        """``failure``, or if it only complains of another rank, that rank's failure or death."""
         deadline = time.monotonic() + DIAGNOSIS_S
         complaining = {failure.rank}
         while failure.kind == RankError.__name__ and time.monotonic() < deadline:
@@ -296,7 +296,8 @@ class ProcessExecutor:
         return failure
 
     def _failed(self, message: str, rank: int | None = None) -> RankError:
-        """Run no more steps, free ranks that wait for the failed one; the error to raise."""
+        """Run no more steps and free ranks that wait for the failed one; returns the error to
+        raise."""
         self._failure = message
         self._is_broken = True
         if self._meeting is not None:
@@ -307,8 +308,8 @@ class ProcessExecutor:
 
 
 def device_of(config: EngineConfig, rank: int) -> str:
-    """The device of a rank: ``cuda`` counts up from 0, ``cuda:4`` from 4, and over again where
-    ranks may share one; else the same for all.
+    """The device of a rank: ``cuda`` counts up from 0 and ``cuda:4`` from 4, starting over where
+    ranks may share a device; any other device is the same for all.
     """
     kind, _, first = config.device.partition(":")
     if kind != "cuda":

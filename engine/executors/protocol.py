@@ -8,7 +8,7 @@ from typing import Protocol
 
 from engine.spec.steps import StepPlan, StepResult, StepShape
 
-# Whether a start under way is of no use any more; asked on the way, from the starting thread.
+# Whether nobody needs a start any more; the starting thread asks while the start is under way.
 IsEnding = Callable[[], bool]
 ENDED = "it was ended while it started"
 
@@ -23,7 +23,7 @@ class ExecutorInfo:
     """What a started executor offers: KV blocks per rank, resident bytes per rank, depth.
 
     ``depth`` is the number of steps that run at once (one per pipeline stage); one more may be
-    queued behind them. ``computes_by`` says for people what runs a rank's products.
+    queued behind them. ``computes_by`` says in words what runs a rank's products.
     """
 
     num_kv_blocks: int

@@ -26,10 +26,11 @@ END_TIMEOUT_S = 2.0
 SEND_TIMEOUT_S = 5.0
 WORDS_BYTES = 4000
 WORDS_TIMEOUT_S = 1.0
-# What a rank starts with, before it is told its threads.
+# The environment that a rank starts with, before it is told its threads.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-# Threads of a rank spin about a millisecond for their next product: through the gaps of a step, and
-# not long beside a front end that wants the core. Who sets this or OMP_WAIT_POLICY is obeyed.
+# A rank's threads spin for about a millisecond before their next product: long enough for the gaps
+# within a step, short enough for a front end that wants the core. If the user sets this or
+# OMP_WAIT_POLICY, that holds.
 SHORT_SPIN = {"GOMP_SPINCOUNT": "20000"}
 
 
@@ -182,7 +183,7 @@ class RankProcesses:
         return bool(self._ranks) and all(rank.is_alive for rank in self._ranks)
 
     def begin_use(self) -> None:
-        """Drop all frames that ranks have sent until now, also those still on their way."""
+        """Drop all frames that ranks have sent so far, those still on their way included."""
         self._frames.clear()
         for number, rank in enumerate(self._ranks):
             rank.begin_use(number)
@@ -266,7 +267,8 @@ def end_processes(processes: Sequence[RankProcess], *, is_kill: bool = False) ->
 
 
 def _environment() -> dict[str, str]:
-    """One thread to start with, and modules from where this process has them, not from the cwd."""
+    """The environment: one thread to start with, and modules from where this process finds them,
+    not from the current folder."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     found = inherited_environment()
     waiting = {} if "OMP_WAIT_POLICY" in found else SHORT_SPIN

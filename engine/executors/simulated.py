@@ -44,9 +44,9 @@ class SimulatedExecutor:
     3, so that no usual end-of-text id appears.
 
     With ``applies_inputs`` it does a rank's host work too, in :meth:`submit`: the message is
-    encoded, decoded and applied to a table of ``num_slots`` slots, and placeholders are filled.
-    A step cannot begin before that is done. ``start_s``: seconds that :meth:`start` takes, unless
-    ``is_ending`` says meanwhile that it is of no use any more.
+    encoded, decoded and applied to a table of ``num_slots`` slots, and placeholders are filled. A
+    step cannot begin before that is done. ``start_s``: seconds that :meth:`start` takes, unless
+    ``is_ending`` says meanwhile that nobody needs it.
     """
 
     def __init__(

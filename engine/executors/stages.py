@@ -26,8 +26,8 @@ class Stages:
         return max(0.0, ready_s - self.free_s[0]) if self.has_run else 0.0
 
     def send(self, ready_s: float, stage_s: Sequence[float]) -> float:
-        """Send a step through that is ready at ``ready_s`` and keeps stage i busy for
-        ``stage_s[i]`` seconds; returns when it leaves the last stage.
+        """Send a step through, ready at ``ready_s``, that keeps stage i busy for ``stage_s[i]``
+        seconds; returns the time at which it leaves the last stage.
         """
         free_s = self.free_s
         for stage, seconds in enumerate(stage_s):

@@ -1,4 +1,5 @@
-"""Weights in pages of 2 MiB: read once a step, they pass a core's table of pages each time.
+"""Puts weights on pages of 2 MiB: they are read once a step, and with small pages overflow a core's
+table of pages each time.
 
 On a virtual machine a miss there walks two tables: one core read 15.4 GB/s from small pages and
 17.0 from large ones.
@@ -17,7 +18,7 @@ MADV_COLLAPSE = 25  # Linux 6.1: makes large pages at once, whatever the system 
 def collapse(places: Iterable[tuple[int, int]]) -> None:
     """Put memory at ``places`` (address, bytes) on large pages, where the system can.
 
-    Neighbours on the same large pages move, too. Without effect elsewhere than on Linux.
+    Neighbours on the same large pages move, too. It has an effect on Linux only.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -29,7 +30,7 @@ def collapse(places: Iterable[tuple[int, int]]) -> None:
 
 
 def _runs(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Begin and end of large pages, neighbours as one: each call waits for all cores."""
+    """Begin and end of large pages, adjacent ones joined, because each call waits for all cores."""
     runs: list[tuple[int, int]] = []
     for address, num_bytes in sorted(places):
         if num_bytes < HUGE_BYTES:

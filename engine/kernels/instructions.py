@@ -22,7 +22,7 @@ PROCESSOR_LINES = ("flags", "Features", "vendor_id", "cpu family", "model", "CPU
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionSet:
-    """``flags`` tell the compiler of it; a processor has it whose /proc/cpuinfo names all of
+    """``flags`` tell the compiler of it; a processor has it if its /proc/cpuinfo names all of
     ``needs``.
     """
 
@@ -97,8 +97,8 @@ def list_here() -> list[str]:
 
 @cache
 def processor_identity() -> str:
-    """What this machine's first processor can do: a folder that machines share may hold a library
-    for each kind of them.
+    """What this machine's first processor can do. Machines of several kinds may share a folder,
+    which then holds a library for each kind.
     """
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")

@@ -46,7 +46,7 @@ def allocate_cache(
     dtype: torch.dtype,
     device: torch.device,
 ) -> LayerCache:
-    """An empty cache. Zeros, not garbage: padded reads must be finite.
+    """An empty cache, of zeros and not garbage: padded reads must be finite.
 
     Raises:
         EngineError: the device has not that much memory.

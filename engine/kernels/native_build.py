@@ -1,7 +1,7 @@
 """Compiles the engine's C++ at first use and loads it; no torch.
 
-A library lands in the user's cache folder, named by a hash of its sources, flags and processor, and
-is put there by an atomic rename: ranks and engines that start at once never see half a file.
+A library lands in the user's cache folder under a hash of its sources, flags and processor. An
+atomic rename puts it there, so that ranks and engines that start at once never see half a file.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Functions = Mapping[str, tuple[Any, Sequence[Any]]]
 class NativeSource:
     """A library to build from ``main``. ``parts`` are the files it includes.
 
-    With ``is_tuned`` it uses the instructions of :func:`instruction_flags`, and is of use to no
-    other processor.
+    With ``is_tuned`` it uses the instructions of :func:`instruction_flags`, and no other kind of
+    processor can use it.
     """
 
     name: str

@@ -27,9 +27,9 @@ def to_device(array: npt.NDArray[np.generic[Any]], device: torch.device) -> Tens
 
 
 class InputStream:
-    """Where a step's inputs are copied and derived: on CUDA a stream beside the one that computes.
+    """Where a step's inputs are copied and derived: on CUDA, a stream beside the one that computes.
 
-    On CPU everything happens at once and this does nothing. One thread may use :meth:`filling`
+    On CPU this does nothing, since everything happens at once. One thread may use :meth:`filling`
     and :meth:`arrival` while another computes.
     """
 
@@ -66,8 +66,8 @@ class InputStream:
     def keep(self, inputs: object) -> None:
         """Hold ``inputs`` until the device has finished all computation queued so far.
 
-        Their memory belongs to this stream, which would reuse it while the computing stream still
-        reads it.
+        Their memory belongs to this stream, which would otherwise reuse it while the computing
+        stream still reads it.
         """
         if self._stream is None:
             return

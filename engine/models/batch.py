@@ -49,9 +49,9 @@ class Placeholders:
 class StepBatch:
     """``num_tokens`` real tokens in the step, ``num_rows`` rows of the residual stream here.
 
-    ``token_ids`` i8[num_rows]: the tokens this rank embeds, padding as token 0; on the first
-    stage only. ``sample_slots`` i8[R] are the slots of the sampled rows. ``scored`` are the rows
-    that tell of the prompts' own tokens, ``scored_ids`` i8[Q].
+    ``token_ids`` i8[num_rows]: the tokens this rank embeds, padding as token 0; on the first stage
+    only. ``sample_slots`` i8[R] are the slots of the sampled rows. ``scored`` are the rows whose
+    logits score the prompts' own tokens ``scored_ids`` i8[Q].
     """
 
     mode: Mode

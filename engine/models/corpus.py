@@ -12,7 +12,7 @@ BOS_TOKEN = "<|begin|>"
 EOS_TOKEN = "<|end|>"
 TURN_END_TOKEN = "<|turn_end|>"
 ROLE_TOKEN = "<|role|>"
-# Their ids are their places here; ids that end an output come before all ordinary ones.
+# A token's id is its place here, so the ids that end an output come before all ordinary ones.
 SPECIAL_TOKENS = (BOS_TOKEN, EOS_TOKEN, TURN_END_TOKEN, ROLE_TOKEN)
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

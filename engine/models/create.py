@@ -86,7 +86,7 @@ def _write_files(folder: Path, shape: Preset, seed: int, max_shard_bytes: int) -
     folder.mkdir(parents=True, exist_ok=True)
     files = _write_weights(folder, shape, seed, max_shard_bytes) if shape.has_weights else ()
     _write_tokenizer(folder, shape)
-    # Last, so that a folder with a config.json is a complete one.
+    # Written last, so that a folder with a config.json is complete.
     _write_json(folder / "generation_config.json", _generation_json())
     _write_json(folder / "config.json", _config_json(shape))
     return files

@@ -29,7 +29,7 @@ INDEX_FILE = "model.safetensors.index.json"
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 # How safetensors calls the formats whose numbers are the weights themselves.
 PLAIN_FORMATS = frozenset({"F64", "F32", "F16", "BF16"})
-# What files of the model without its head leave out at the beginning of names.
+# The beginning of names that files of a model without its head leave out.
 MODEL_PREFIX = "model."
 # Rows compared at once of an embedding and a head that may be equal.
 ROWS_COMPARED = 4096
@@ -78,8 +78,8 @@ class Checkpoint:
         else:
             found = self._stored(name, rows, columns)
         converted = found.to(self.dtype)
-        # One reduction over what is in the cache: a sum of finite values that overflows is rare,
-        # and only then are the values looked at one by one.
+        # One reduction over what is in the processor's cache. Finite values rarely have a sum that
+        # overflows; only if it does are the values looked at one by one.
         if not bool(converted.sum().isfinite()) and not bool(converted.isfinite().all()):
             raise CheckpointError(f"{self._model_dir}: {_not_finite(name, found, self.dtype)}")
         return converted
@@ -267,7 +267,7 @@ def _indexed_files(index: Path) -> list[str]:
 
 
 def _is_file_name(name: object) -> bool:
-    """Whether ``name`` stays in its folder, and can be looked for at all."""
+    """Whether ``name`` is a plain file name, which cannot lead out of its folder."""
     return isinstance(name, str) and name.isprintable() and Path(name).name == name
 
 

@@ -1,7 +1,7 @@
 """All layers of a decode step in one call of the compiled library; see ``parallel/few_stage.h``.
 
-At one row a fifth of a step was Python and torch between 120 calls, and threads that were woken and
-joined for each. Where a group sums, the library calls the compiled collective itself.
+At one row, a fifth of a step went to Python and torch between 120 calls, and to waking and joining
+threads for each. Where a group sums, the library calls the compiled collective itself.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class NativeLayers:
         )
 
     def try_run(self, x: Tensor, attention: StepAttention) -> bool:
-        """The layers over ``x[rows, d]``, which is overwritten; fills the KV cache. False, and
-        nothing done, where rows are not one new token each of a sequence, and few.
+        """The layers over ``x[rows, d]``, which is overwritten; fills the KV cache. Does nothing
+        and returns False unless there are few rows, each the one new token of a sequence.
         """
         if not isinstance(attention, NativeAttention) or not x.is_contiguous():
             return False
@@ -121,7 +121,7 @@ class NativeLayers:
         if self._group.size > 1:
             if shared is None:
                 return False
-            # Anew each time: after a peer was replaced the group is another.
+            # Asked anew each time: after a peer was replaced, it is another group.
             self._fields.reduce, self._fields.group = shared.sum_address, shared.handle
         waited_ns = I64(0)
         status = self._run(

@@ -15,8 +15,8 @@ from engine.spec.rope import RopeKind, RopeScaling
 def inverse_frequencies(model: ModelConfig, *, context: int | None = None) -> Tensor:
     """Radians per position of each pair of dimensions, f8[head_dim / 2].
 
-    ``context`` is the most positions a sequence may have, by default the model's: LongRoPE has
-    other frequencies for contexts beyond that of its training.
+    ``context`` is the most positions a sequence may have, by default the model's. LongRoPE has
+    other frequencies for contexts beyond the one it was trained with.
     """
     exponents = torch.arange(0, model.head_dim, 2, dtype=torch.float64) / model.head_dim
     frequencies = model.rope_theta**-exponents

@@ -18,12 +18,12 @@ class ModeChooser:
     """Chooses the mode of each step among ``rungs`` (None: all of the plan's).
 
     The pin ``table`` takes the mode that was measured fastest here for the step's size; without a
-    table it acts as ``auto``. ``auto`` takes the rung of the fewest slices whose threshold is not
-    below the step's tokens, and that of the most slices where there is none: ``threshold_tokens``
-    is shift's (the boundary itself is shift; arXiv 2509.16495, section 3), ``rung_thresholds`` are
-    those of other rungs, 0 where there is none. Any other pin holds one mode. ``coin_seed``
-    overrules the pin: a coin made from the step's number chooses. With it tests show that any mode
-    may follow any other over one KV cache.
+    table it acts as ``auto``. ``auto`` takes the rung with the fewest slices whose threshold is not
+    below the step's tokens, or the one with the most slices if there is no such rung:
+    ``threshold_tokens`` is shift's (the boundary itself is shift; arXiv 2509.16495, section 3),
+    ``rung_thresholds`` are those of other rungs, 0 where there is none. Any other pin holds one
+    mode. ``coin_seed`` overrules the pin: a coin, seeded by the step's number, chooses. Tests use
+    it to show that any mode may follow any other over one KV cache.
     """
 
     plan: ParallelPlan

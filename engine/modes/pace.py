@@ -11,9 +11,9 @@ _DECAY = 0.98
 _MIN_SAMPLES = 4
 # More tokens than any step holds.
 MAX_STEP_TOKENS = 2**31
-# The next step is scheduled this long before the expected end of the running one: a share of that
-# step, plus the larger of a multiple of the recent scheduling time and what a sleeping thread takes
-# to wake up.
+# The next step is scheduled this long before the running one is expected to end: a share of the
+# running step, plus the larger of a multiple of the recent scheduling time and the time that a
+# sleeping thread takes to wake up.
 LEAD_SHARE = 0.1
 LEAD_HOST_FACTOR = 4.0
 MIN_LEAD_S = 0.0015
@@ -82,8 +82,8 @@ class StepPace:
 
     def slowest_seconds(self, mode: Mode, num_tokens: int) -> float | None:
         """How long a step of ``num_tokens`` may take at worst: as long as the slowest one of about
-        its size. Where there was none, the slowest of the next smaller size counts, scaled up by
-        the tokens. None while too little was seen.
+        its size. If there was none, the slowest of the next smaller size counts, scaled up by the
+        tokens. None while too little was seen.
 
         Unlike :meth:`seconds` it never forgets: a prompt stays slow after thousands of decode
         steps.

@@ -28,11 +28,11 @@ WAY_OUT = "delete it to have the modes timed again, or name another one with --m
 class ModeTable:
     """Seconds of a step in each mode at each padded size, and the choice they make.
 
-    ``sizes`` [B] ascending tokens; a step belongs to the bucket of the smallest size that holds
-    it. ``columns``: seconds [B] of each mode, from base down to shift. The first ``num_timed``
-    buckets were measured; a line through the last two of those gives the others. ``fingerprint``
-    names the model, plan and machine to which alone the table applies; ``plan`` and ``device`` say
-    it in words. ``allowed`` are the modes to choose from; None: all.
+    ``sizes`` [B] ascending tokens; a step belongs to the bucket of the smallest size that holds it.
+    ``columns``: seconds [B] of each mode, from base down to shift. The first ``num_timed`` buckets
+    were measured; a line through the last two of those gives the others. ``fingerprint`` names the
+    model, plan and machine that the table applies to, and no others; ``plan`` and ``device`` say it
+    in words. ``allowed`` are the modes to choose from; None: all.
 
     Raises:
         EngineError: columns of unlike length, sizes that do not ascend, times that are no times, or
@@ -252,7 +252,7 @@ def store_table(table: ModeTable, path: Path) -> None:
     text = json.dumps(table.to_json(), indent=2) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not by tempfile, whose files only their owner may read.
+        # Not by tempfile: only their owner may read its files.
         scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
             scratch.write_text(text)

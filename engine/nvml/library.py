@@ -1,7 +1,7 @@
 """The part of NVML that is read here, in SI units; no setting is ever touched.
 
 NVML is reached through ``pynvml`` (nvidia-ml-py). Devices differ in what they tell: what one
-refuses is None, and the rest is told all the same.
+refuses is None, and the rest is still told.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SM_CLOCK, MEMORY_CLOCK, GPU_SENSOR = 1, 2, 0
 class Library(Protocol):
     """``pynvml``, or what behaves as it does.
 
-    Its functions are called by name, since each version has others; each raises ``NVMLError``,
-    whose ``value`` is NVML's code.
+    Its functions are called by name, since versions differ in which they have; each raises
+    ``NVMLError``, whose ``value`` is NVML's code.
     """
 
     NVMLError: type[Exception]
@@ -71,7 +71,7 @@ class Nvml:
 
     def close(self) -> None:
         """Shut NVML down; others in this process that opened it keep it."""
-        # Where the driver went away meanwhile, there is nothing left to free.
+        # If the driver went away meanwhile, nothing is left to free.
         with suppress(self._library.NVMLError):
             self._library.nvmlShutdown()
 
@@ -89,8 +89,8 @@ class Nvml:
     def find(self, device: DeviceId) -> Handle | None:
         """The device that CUDA means; None where NVML knows none such.
 
-        A slice of a GPU has a UUID of its own. Where CUDA tells the GPU's in its place, MIG mode
-        says that we have a part of it only.
+        A slice of a GPU has a UUID of its own. If CUDA tells the whole GPU's instead, MIG mode says
+        that ours is only a part of it.
         """
         for prefix in ("GPU-", "MIG-"):
             if device.uuid is not None:
@@ -139,7 +139,8 @@ class Nvml:
         return self._scaled(1.0, "nvmlDeviceGetTemperature", handle.pointer, GPU_SENSOR)
 
     def memory_used_bytes(self, handle: Handle) -> int | None:
-        """Of a slice its own; None of a GPU that is cut, where others' is in it."""
+        """Bytes in use: those of a slice alone; None for a GPU that is cut, as its figure counts
+        the others' too."""
         memory = self.ask("nvmlDeviceGetMemoryInfo", handle.pointer)
         return None if memory is None or handle.is_cut else int(memory.used)
 
@@ -174,7 +175,7 @@ class Nvml:
             return None
 
     def _own(self, handle: Handle, function: str, unit: float) -> float | None:
-        """A figure of whole GPUs only: in a part's, others' work would be counted."""
+        """A figure of whole GPUs only: a part's would count the work of others."""
         return (
             None
             if handle.is_slice or handle.is_cut

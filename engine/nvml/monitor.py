@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 0.25
 # Of each device: two minutes at the interval above, about 100 kB.
 KEPT_READINGS = 480
-# After this many intervals without a sample the last one says nothing about now.
+# After this many intervals without a sample, the last one no longer counts as current.
 STALE_INTERVALS = 8
 # A driver that hangs must not hold up whoever asks.
 WAIT_S = 1.0
-# Until the first readings: drivers that nothing holds open take seconds to begin.
+# The longest wait for the first readings: a driver that nothing holds open takes seconds to begin.
 FIRST_WAIT_S = 10.0
 
 
@@ -31,8 +31,8 @@ class DeviceMonitor:
     """Watches devices from :meth:`start` to :meth:`stop`; any thread may ask for readings.
 
     All calls of the driver are made on the monitor's own thread, so that one that hangs holds up
-    nobody. Without a driver nothing is ever read. A device that goes is left out from then on. Each
-    device keeps ``num_kept`` readings. ``list_devices`` is called once, on that thread.
+    nobody. Without a driver nothing is ever read. A device that disappears is left out from then
+    on. Each device keeps ``num_kept`` readings. ``list_devices`` is called once, on that thread.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class DeviceMonitor:
             self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, which waits no longer than a call of the driver. Safe to call twice."""
+        """End the thread; waits for at most one call of the driver. Safe to call twice."""
         with self._state:
             self._is_stopping = True
             self._state.notify_all()
@@ -159,7 +159,7 @@ def energy_counters(readings: Sequence[DeviceReading]) -> EnergyCounters:
     joules = {r.uuid: r.energy_j for r in readings if r.energy_j is not None}
     if not readings or len(joules) < len(readings):
         return EnergyCounters()
-    # Readings of one round are as good as at once.
+    # Readings of one round count as simultaneous.
     return EnergyCounters(at_s=max(r.at_s for r in readings), joules=joules)
 
 

@@ -47,7 +47,8 @@ class JoinedDevice:
     """One device, by its place in NVML's order, and its links; None for what it does not tell.
 
     ``nvlink_bytes_per_s`` are those of all its active NVLinks together, per direction;
-    ``num_to_switch`` of them end at a switch. PCIe is the most that device and slot can do.
+    ``num_to_switch`` of them end at a switch. Its PCIe rate is the most that device and slot can
+    do.
     """
 
     index: int

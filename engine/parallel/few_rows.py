@@ -1,7 +1,7 @@
 """Compiled products of few rows with packed weights; see ``packed_few.cpp``.
 
-oneDNN's layout is its own affair, so it is not taken for granted: a shape is multiplied here only
-after an answer was found equal to oneDNN's.
+oneDNN's layout is undocumented, so nothing is taken for granted: a shape is multiplied here only
+after its answer was found equal to oneDNN's.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ BLOCKS = (64, 32)
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What packed_few.cpp does in one format: ``code`` for it, the bytes of a number, and of what
-    outputs and inputs have to be multiples.
+    """What packed_few.cpp needs to know of one format: its ``code`` there, the bytes of a number,
+    and what outputs and inputs have to be multiples of.
     """
 
     code: int
@@ -75,8 +75,8 @@ class FewRows:
         self._outputs, self._inputs, self._pitch = outputs, inputs, pitch
 
     def part(self, outputs: range, inputs: range) -> FewRows | None:
-        """These of the outputs and inputs, multiplied with any number of rows; None where the
-        library does not, or they begin or end within what lies together.
+        """The product with only these outputs and inputs, for any number of rows. None if the
+        library cannot do that, or if they begin or end within what is packed together.
         """
         edges = {inputs.start % self._kind.inputs, inputs.stop % self._kind.inputs}
         edges |= {outputs.start % self._block, outputs.stop % self._block}
@@ -111,7 +111,7 @@ class FewRows:
     def __call__(self, x: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
         """``x[n, inputs]`` -> ``[n, outputs]`` plus ``bias[outputs]`` and ``total[n, outputs]``.
 
-        :meth:`can_take` has said that it may, or it is a part and ``x`` has rows.
+        Only after :meth:`can_take` said yes; a part takes any ``x`` that has rows.
         """
         out = torch.empty(x.shape[0], self._outputs, dtype=x.dtype)
         self._multiply(
@@ -147,8 +147,8 @@ def can_be_few(dtype: torch.dtype, outputs: int = 0, inputs: int = 0) -> bool:
 
 
 def most_rows(dtype: torch.dtype, *, is_int8: bool = False) -> int:
-    """How many rows this machine multiplies here, or of a step whose layers have int8 weights; 0
-    where it has no compiler or instructions.
+    """The most rows that this machine multiplies here, with ``is_int8`` in a step whose layers have
+    int8 weights; 0 without a compiler or the instructions.
     """
     library = find_few_rows()
     if library is None or dtype not in KINDS:

@@ -12,8 +12,8 @@ ranks several blocks share one, which is stored once, in the nearest of them to 
 
     [q_0 | q_1 k v | q_2]                     mine is block 1: every view that holds it is one range
 
-and the send buffer picks rows of the output (and repeats KV heads). Nearest, because a view that
-holds mine and another block holds all between.
+and the send buffer picks rows of the output (and repeats KV heads). The nearest, because a view
+that holds both my block and another one holds all between them.
 """
 
 from __future__ import annotations

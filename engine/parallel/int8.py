@@ -1,7 +1,6 @@
-"""int8 weights packed once for the compiled products of packed_int8.cpp, which read them so.
+"""int8 weights packed once, in the layout that the compiled products of packed_int8.cpp read.
 
-The layout is ours, and no larger than the weight: 16 outputs at a time, four inputs of each side by
-side.
+It is our own and no larger than the weight: 16 outputs at a time, four inputs of each side by side.
 """
 
 from __future__ import annotations
@@ -20,14 +19,16 @@ from engine.spec.errors import EngineError
 OUTPUTS, INPUTS = 16, 4
 # The order of gs_multiply_int8.
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-# As many digits as keep numbers whole: three, of bfloat16 two (kWhole of int8_product.h).
+# As many digits as keep numbers whole: three, or two for bfloat16 (kWhole of int8_product.h).
 WHOLE = 0
-# With more rows, making the weight plain for a product of BLAS costs less than the first way.
+# With more rows than this, making the weight plain for a product of BLAS costs less than the first
+# way.
 MOST_ROWS_OF_FLOATS = 64
 
 
 class Way(IntEnum):
-    """What multiplies; the order of packed_int8.cpp. A processor has the ways below its own, too.
+    """What multiplies, in the order of packed_int8.cpp. A processor also has all ways below its
+    own.
 
     ``FLOATS`` widens weights to float32; the others multiply bytes, by VNNI or AMX.
     """
@@ -59,8 +60,8 @@ class PackedInt8:
         self._inputs = range(self.packed.shape[1])
 
     def part(self, outputs: range, inputs: range) -> PackedInt8 | None:
-        """These of the outputs and inputs, read where they lie; None where they begin or end within
-        what lies together, or floats are multiplied.
+        """Only these outputs and inputs, read in place; None if they begin or end within what is
+        packed together, or if floats are multiplied.
         """
         ends = {outputs.stop % OUTPUTS} if outputs.stop < len(self.packed) else set()
         if len(inputs) < len(self._inputs):  # a narrower last group begins elsewhere
@@ -160,7 +161,7 @@ def has_parts() -> bool:
 
 
 def pack(values: Tensor) -> Tensor:
-    """``values`` i8[outputs, inputs], inputs a multiple of 4, in the order that is multiplied."""
+    """``values`` i8[outputs, inputs], inputs a multiple of 4, in the packed order."""
     packed = torch.empty(values.shape, dtype=torch.int8)
     for target, source in zip(_groups(packed, packed=True), _groups(values), strict=True):
         target.copy_(source)

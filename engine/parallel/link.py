@@ -9,7 +9,7 @@ from torch import Tensor
 from engine.parallel.communicator import Communicator
 from engine.spec.config import LinkEmulation
 
-# time.sleep wakes up to this much late; the rest is spun.
+# time.sleep may wake up this much too late, so that the last stretch is spun.
 SPIN_S = 100e-6
 
 

@@ -1,7 +1,8 @@
 """Weights laid out once for oneDNN's products on a CPU, where torch has the operations for it.
 
-They are private to torch, so this file alone names them; without them, in a format oneDNN does not
-multiply, or where a layout would need padding, a weight stays as it is and ``F.linear`` reads it.
+These operations are private to torch, so only this file names them. Without them, in a format that
+oneDNN does not multiply, or if a layout would need padding, a weight stays as it is and
+``F.linear`` reads it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Packed:
         return None if self.few is None else self.few.fields(bias)
 
     def part(self, outputs: range, inputs: range) -> PackedPart | None:
-        """These of the outputs and inputs; None where they are not multiplied where they lie."""
+        """Only these outputs and inputs; None if they cannot be multiplied in place."""
         few = None if self.few is None else self.few.part(outputs, inputs)
         return None if few is None else PackedPart(whole=self, few=few, num_outputs=len(outputs))
 
@@ -65,7 +66,7 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedPart:
-    """Some outputs and inputs of ``whole``, multiplied where they lie."""
+    """Some outputs and inputs of ``whole``, multiplied in place."""
 
     whole: Packed
     few: FewRows
@@ -103,7 +104,7 @@ def multiply(
 ) -> Tensor:
     """``x[n, inputs]`` -> ``[n, outputs]``, as ``F.linear`` with what was packed.
 
-    ``total[n, outputs]`` is added to the product, and then no bias.
+    ``total[n, outputs]`` is added to the product in place of the bias.
     """
     if packed.few is not None and packed.few.can_take(x):
         return packed.few(x, bias, total)
@@ -117,7 +118,7 @@ def multiply(
 
 
 def place_and_bytes(tensor: Tensor) -> tuple[int, int]:
-    """Where the storage of ``tensor``, packed or not, begins, and its bytes."""
+    """Address and bytes of the storage of ``tensor``, packed or not."""
     if tensor.is_mkldnn:
         operations = torch.ops.mkldnn
         return int(operations.data_ptr(tensor)), int(operations._nbytes(tensor))

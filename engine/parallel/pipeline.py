@@ -63,7 +63,7 @@ def _my_part(x: Tensor, group: Communicator | None) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class _Expected:
-    """Ids of step ``number``, for ``slots`` i8[R]; on CUDA they are on their way into ``ids``."""
+    """Ids of step ``number``, for ``slots`` i8[R]; on CUDA ``ids`` may still be on their way."""
 
     number: int
     slots: Tensor

@@ -1,4 +1,5 @@
-"""Products with a weight as checkpoints have it: of one whose rows are looked up too."""
+"""Products with a weight in the checkpoint's own layout, for weights whose rows are looked up
+too."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from engine.kernels.linear import linear
 from engine.parallel.few_rows import KINDS, most_rows
 from engine.parallel.few_rows_library import find_few_rows
 
-# Of what outputs and inputs are multiples in packed_few.cpp.
+# What outputs and inputs are multiples of in packed_few.cpp.
 OUTPUTS, INPUTS = 16, 32
 
 
 class Plain:
-    """``weight[outputs, inputs]`` and ``bias[outputs]``. Where the engine's C++ compiles it
+    """``weight[outputs, inputs]`` and ``bias[outputs]``. If there is a compiler, the engine's C++
     multiplies few rows.
     """
 

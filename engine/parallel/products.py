@@ -1,9 +1,10 @@
 """Products with the weight of one rank, in the shard that a mode asks for.
 
-A plain weight is read through views, and a quantised one, of its numbers and of their scales. On a
-CPU both are packed, so that one packed copy serves all modes (:mod:`engine.parallel.shards`): each
-has its part, where the compiled library reads parts of a packed weight as they lie, or several
-pieces, whose products of outputs lie side by side, and of inputs are summed.
+A plain weight is read through views, and a quantised one through views of its numbers and of their
+scales. On a CPU both are packed, and one packed copy serves all modes
+(:mod:`engine.parallel.shards`). Where the compiled library can read parts of a packed weight in
+place, each mode has its part. Elsewhere a mode has several pieces: products of pieces of the
+outputs lie side by side, those of pieces of the inputs are summed.
 """
 
 from __future__ import annotations

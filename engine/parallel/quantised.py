@@ -31,14 +31,15 @@ LEAST_AMOUNT = 1e-12
 # The first whose matrix units multiply fp8.
 FP8_CAPABILITY = (8, 9)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Of torch's products: both sizes of a weight, and its stride, are multiples of 16 bytes.
+# torch's products want both sizes of a weight, and its stride, in multiples of 16 bytes.
 ALIGNED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
     """A weight or a view of one: ``values[rows, columns]``, ``scales`` f32[groups, rows], of which
-    one is for ``group`` columns. ``rounds_rows``: what it is multiplied with is rounded, too.
+    one is for ``group`` columns. ``rounds_rows``: the rows that it is multiplied with are rounded,
+    too.
     """
 
     values: Tensor
@@ -85,7 +86,7 @@ class Quantised:
 
 
 def join_rows(parts: Sequence[Quantised]) -> Quantised:
-    """Weights of equal columns and groups under each other, in memory of their own."""
+    """Weights of equal columns and groups, one below the other, in memory of their own."""
     first = parts[0]
     # Not all of torch's copies know fp8.
     raw = torch.cat([part.values.view(torch.uint8) for part in parts])
@@ -113,14 +114,15 @@ def quantise(weight: Tensor, form: WeightFormat) -> Quantised:
 
 
 def row_scales(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """``rows[..., n]`` -> f32[..., 1]: what one of ``dtype`` stands for in each."""
+    """``rows[..., n]`` -> f32[..., 1]: what 1 in ``dtype`` stands for in each row."""
     return rows.abs().amax(-1, keepdim=True).float().clamp_min(LEAST_AMOUNT) / MOST[dtype]
 
 
 @cache
 def can_keep(form: WeightFormat, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether ranks that compute in ``dtype`` on the CUDA ``device`` multiply weights of ``form``
-    as they are. Else they are made plain as they load: before fp8's first devices, without Triton.
+    as they are. If not, as on devices before fp8 or without Triton, weights are made plain as they
+    load.
     """
     if device.type != "cuda" or dtype not in DTYPES or importlib.util.find_spec("triton") is None:
         return False
@@ -147,11 +149,11 @@ def as_held(
 def multiply(x: Tensor, weight: Quantised, bias: Tensor | None = None) -> Tensor:
     """``x[n, columns]`` -> ``[n, rows]`` plus ``bias[rows]``, in the dtype of ``x``.
 
-    On CUDA with int8 weights, in float32, and of one row, the weights alone are rounded. Several
-    rows of 16 bits are rounded to fp8 as fp8 weights are, each (or each group of it) by a scale of
-    its own, and both are multiplied as they are. On a CPU this is the reference: products with the
-    plain weight, which is made anew each time (:mod:`engine.parallel.int8` has the fast ones), of
-    rows that are rounded to int8 where the weight asks for it.
+    On CUDA, only the weights are rounded if they are int8, if ``x`` is float32, or if it has one
+    row. Several rows of 16 bits are rounded to fp8 like fp8 weights, each row (or each group of it)
+    by a scale of its own, and both are multiplied as they are. On a CPU this is the reference:
+    products with the plain weight, which is made anew each time (:mod:`engine.parallel.int8` has
+    the fast ones), of rows that are rounded to int8 where the weight asks for it.
     """
     if not x.is_cuda and weight.rounds_rows:
         return _rounded_product(x, weight, bias)
@@ -176,8 +178,8 @@ def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """``x[n, columns]`` -> whole numbers of -127 to 127, and what one of them stands for,
     ``[n, 1]``; both in float32, or float64 where ``x`` is.
 
-    The largest number of a row becomes 127; halves go to even numbers. A row with a number that is
-    not finite has products that are none.
+    The largest number of a row becomes 127; halves go to even numbers. If a number of a row is not
+    finite, neither are the row's products.
     """
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     units = row_scales(x, torch.int8).to(wide)
@@ -196,7 +198,8 @@ def rounds_inputs(dtype: torch.dtype, weight: Quantised) -> bool:
 
 
 def _can_torch(dtype: torch.dtype, weight: Quantised) -> bool:
-    """Whether ``torch._scaled_mm`` is asked: a scale a row, and numbers where it wants them.
+    """Whether ``torch._scaled_mm`` is used: for one scale a row, and numbers aligned as it wants
+    them.
 
     Its own form for blocks reads scales only as whole matrices, not as the views of a rung.
     """

@@ -10,8 +10,8 @@ from engine.parallel.communicator import Communicator
 class RejoinableCommunicator:
     """Passes every call on to ``inner``, the present end of the group.
 
-    Weights and samplers hold communicators; after a peer was replaced, :meth:`rejoin` gives them
-    the new group without their being built again.
+    Weights and samplers hold communicators. After a peer was replaced, :meth:`rejoin` gives them
+    the new group, and they need not be built again.
     """
 
     def __init__(self, inner: Communicator) -> None:

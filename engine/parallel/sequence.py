@@ -22,9 +22,8 @@ from engine.parallel.heads import HeadView
 class HeadExchange:
     """The two all-to-alls around attention in one mode, over its sequence group.
 
-    ``view`` says which of its heads go to which member, ``block`` heads each; KV heads that several
-    members need are repeated on the way into the send buffer, so one fused all-to-all serves any
-    head counts.
+    ``view`` says which heads go to which member, ``block`` to each. KV heads that several members
+    need are repeated in the send buffer, so that one fused all-to-all serves any head counts.
     """
 
     def __init__(
@@ -114,7 +113,8 @@ def row_exchange(
     counts = np.bincount(owner, minlength=group.size)
     most = int(counts.max())
     # A row's place among its owner's rows is its place in the order by owner, less the number of
-    # rows of the owners before. Stable, so that each owner sends its rows in the order of ``rows``.
+    # rows of the owners before. The sort is stable, so that each owner sends its rows in the order
+    # of ``rows``.
     by_owner = np.argsort(owner, kind="stable")
     place = np.empty_like(rows)
     place[by_owner] = np.arange(len(rows)) - (np.cumsum(counts) - counts)[owner[by_owner]]

@@ -1,4 +1,4 @@
-"""What each mode multiplies with, of a weight that is packed once.
+"""The part of a weight, packed once, that each mode multiplies with.
 
 Where the compiled library reads a part of a packed weight as it lies, the whole is packed and every
 mode has its part. Elsewhere, or where a shard begins within what lies together, the weight is cut
@@ -41,7 +41,7 @@ class Piece(Protocol):
         ...
 
     def fields(self, bias: Tensor | None) -> PieceFields | None:
-        """What the compiled library is told of it, with ``bias[outputs]``; None where that does not
+        """What the compiled library is told of it, with ``bias[outputs]``; None if that cannot
         multiply it.
         """
         ...
@@ -51,13 +51,13 @@ class Whole(Piece, Protocol):
     """A packed weight, parts of which may be read where they lie."""
 
     def part(self, outputs: range, inputs: range) -> Piece | None:
-        """These of its outputs and inputs; None where they are not read so."""
+        """Only these outputs and inputs; None if they cannot be read in place."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """By mode the pieces that it multiplies with, in their order, each with its place in the base
+    """For each mode the pieces that it multiplies with, in order, each with its place in the base
     shard. ``tensors``: what stays in memory.
     """
 
@@ -66,8 +66,8 @@ class Shards:
 
 
 def packed_shards(weight: Weight, ranges: Ranges, *, dim: int) -> Shards | None:
-    """``weight[outputs, inputs]`` packed, of whose rows (``dim`` 0) or columns (1) a mode has a
-    range; None where it cannot be packed, or would take more bytes.
+    """``weight[outputs, inputs]`` packed; a mode has a range of its rows (``dim`` 0) or columns
+    (1). None if it cannot be packed, or if that would take more bytes.
     """
     if isinstance(weight, Quantised) and weight.is_grouped:
         return None

@@ -13,11 +13,11 @@ from engine.spec.errors import EngineError
 
 
 class ShmTransport:
-    """One rank's view of the segment behind ``fd``, which it takes over.
+    """One rank's view of the segment behind ``fd``; it takes ``fd`` over.
 
-    ``groups`` lists every group of the replica, the same on all ranks, for the layout follows
-    from it. ``library`` is the compiled version, None the Python one; the executor decides
-    for all ranks of the host, so that a group never mixes the two.
+    ``groups`` lists every group of the replica. It must be the same on all ranks, because the
+    layout follows from it. ``library`` is the compiled version, None the Python one; the executor
+    decides for all ranks of the host, so that a group never mixes the two.
     """
 
     def __init__(

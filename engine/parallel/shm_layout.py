@@ -121,7 +121,7 @@ class Segment:
     def close(self) -> None:
         """Let go of memory and descriptor. Safe to call twice.
 
-        A mapping some array still looks into is freed with that array.
+        A mapping that some array still uses is freed with that array.
         """
         if self.fd >= 0:
             os.close(self.fd)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from enum import IntEnum
 
 from engine.parallel.shm_layout import GroupSpec, Segment
 from engine.spec.errors import RankError
+from engine.spec.processor import num_cores
 
 # About 5 us of spinning where every rank has a core of its own. Yielding an idle core costs less
 # than a microsecond. A longer spin on a busy core holds up the very peer it waits for: on a loaded
@@ -25,8 +25,7 @@ class Failure(IntEnum):
 
 def spins_for(num_ranks: int) -> int:
     """Polls before yielding the core, for ``num_ranks`` ranks on this host."""
-    cores = len(os.sched_getaffinity(0))
-    return SPINS_WITH_OWN_CORE if num_ranks <= cores else SPINS_WITH_SHARED_CORE
+    return SPINS_WITH_OWN_CORE if num_ranks <= num_cores() else SPINS_WITH_SHARED_CORE
 
 
 class GroupTrouble:

@@ -1,4 +1,4 @@
-"""Collectives of CPU memory for tensors of a device: down to the host, across, and up again."""
+"""Collectives over CPU memory for tensors of a device: down to the host, across, and up again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from engine.parallel.communicator import Communicator
 class StagedCommunicator:
     """Carries tensors of any device by ``inner``, whose collectives work in host memory.
 
-    Every call waits for the device: for ranks that share one (NCCL refuses them), or whose devices
-    NCCL cannot connect.
+    Every call waits for the device. For ranks that share a device (NCCL refuses them), or whose
+    devices NCCL cannot connect.
     """
 
     def __init__(self, inner: Communicator) -> None:

@@ -148,8 +148,8 @@ class TorchCommunicator:
         return out
 
     def send(self, x: Tensor, dst: int) -> None:
-        # The caller may write over x while it is still on its way: a CUDA graph does in its next
-        # replay, which waits for nothing that NCCL does on a stream of its own.
+        # The caller may overwrite x while it is still on its way. A CUDA graph does so in its next
+        # replay, which does not wait for what NCCL does on its own stream.
         data = _bytes(x).clone()
         with self._errors():
             work = dist.isend(data, group=self._group, group_dst=dst)
@@ -176,8 +176,8 @@ class TorchCommunicator:
 
 
 def _in_order(members: Sequence[int]) -> dict[str, Any]:
-    """What makes torch keep the order of ``members``. It sorts them by default, and versions before
-    2.13 cannot do otherwise, so nothing is asked for where they are sorted.
+    """What makes torch keep the order of ``members``. By default it sorts them, and versions before
+    2.13 cannot do otherwise; so if they are sorted already, nothing is asked for.
     """
     return {} if list(members) == sorted(members) else {"sort_ranks": False}
 

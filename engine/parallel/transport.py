@@ -80,7 +80,8 @@ def open_transport(
 
 
 def with_staging(make: Make, *, backend: str, device: str) -> Make:
-    """``make``, through host memory where the backend knows no other and the rank has a device."""
+    """``make``, through host memory if the rank has a device and the backend knows host memory
+    only."""
     if backend == "nccl" or device == "cpu":
         return make
     return lambda name, members: StagedCommunicator(make(name, members))

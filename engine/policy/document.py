@@ -54,8 +54,8 @@ def classify(
 ) -> dict[str, KnobClass]:
     """Knob class of every difference between two settings, by dotted knob name.
 
-    Another plan is hot where its modes are rungs of ``held``, the plan whose shards ranks hold
-    (None: that of ``old``). Another number of replicas is a knob of its own, ``plan.dp``.
+    Another plan is hot if its modes are rungs of ``held``, the plan whose shards ranks hold (None:
+    that of ``old``). Another number of replicas is a knob of its own, ``plan.dp``.
     """
     changes = _plan_classes(old.plan, new.plan, held or old.plan)
     for name in ("threshold_tokens", "rungs", "rung_thresholds"):
@@ -97,8 +97,8 @@ def check_envelope(caps: Caps, envelope: Caps) -> None:
 
 
 def patched(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """``document`` with a merge patch applied. Under another plan, what it said of modes that this
-    plan does not have is left out, unless the patch says it too.
+    """``document`` with a merge patch applied. If the plan changes, settings for modes that the new
+    plan lacks are dropped, unless the patch itself names them.
     """
     merged: dict[str, Any] = merge_patch(document, patch)
     shift, asked = merged.get("shift"), patch.get("shift") or {}
@@ -118,13 +118,14 @@ def patched(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with(section: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """``section`` with a value, without the name where nothing is left of it."""
+    """``section`` with this value, or without the name if nothing is left of the value."""
     rest = {key: part for key, part in section.items() if key != name}
     return {**rest, name: value} if value else rest
 
 
 def _plan_of(document: dict[str, Any]) -> ParallelPlan | None:
-    """The plan of a document; None where it names none that can be, which reading it tells."""
+    """The plan of a document; None if it names no possible one, which reading the document will
+    report."""
     try:
         shift = document.get("shift") or {}
         return ParallelPlan(**(document.get("plan") or {}), shift=bool(shift.get("enabled")))

@@ -24,8 +24,8 @@ RESIZING = (Way.ADD, Way.REMOVE)
 class Knob:
     """One thing an operator may change, what class of change it is, and its range.
 
-    ``hot_choices`` are values that are hot where others are not. ``ways``: in which ranks start and
-    end for it, and what each costs.
+    ``hot_choices`` are values that are hot although others are not. ``ways`` are those in which
+    ranks start and end for it, with the cost of each.
     """
 
     name: str
@@ -71,7 +71,7 @@ def list_knobs(
 ) -> list[Knob]:
     """Every knob with its current value, range and, once measured, its cost in seconds.
 
-    ``held``: the plan whose shards ranks hold. ``threads_per_rank`` is one on CPU ranks only.
+    ``held``: the plan whose shards ranks hold. ``threads_per_rank`` is a knob of CPU ranks only.
     ``prices`` of each way to start and end ranks.
     """
     return [

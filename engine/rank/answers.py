@@ -54,8 +54,8 @@ class HostAnswer:
 class PendingAnswer:
     """A step that has been queued on the device, or is done already (on CPU).
 
-    Before :meth:`wait`, whoever runs the steps sets ``idle_s`` (see ``StepResult``) and
-    ``prepare_wait_s``, the time that the computing thread waited for the step's inputs.
+    Whoever runs the steps sets ``idle_s`` (see ``StepResult``) and ``prepare_wait_s``, how long the
+    computing thread waited for the step's inputs, before calling :meth:`wait`.
     """
 
     def __init__(

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 def graph_rows(most: int, multiple: int) -> tuple[int, ...]:
     """Numbers of tokens for which steps of up to ``most`` are captured, ascending, each a multiple
-    of ``multiple``: 1, 2, 4, then ever larger paces, so that padding adds a quarter at most from 8
-    on.
+    of ``multiple``: 1, 2, 4, then in ever larger paces, so that from 8 on padding adds a quarter at
+    most.
     """
     found: list[int] = []
     size = 1

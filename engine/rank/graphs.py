@@ -1,10 +1,10 @@
 """The forward pass of one rank as CUDA graphs: one launch instead of hundreds.
 
-A graph repeats the launches it has seen, with the same addresses and grids. So it is captured for
-a padded number of tokens, reads its step from tables and ids that are copied over those of the step
-before, and leaves its answer where it left the last one. One graph for each size, each mode of the
-plan, and steps with and without longer runs of new tokens: a step never leaves the graphs because
-its mode or its mix has changed.
+A graph repeats the launches it has seen, with the same addresses and grids. So it is captured for a
+padded number of tokens. It reads its step from tables and ids that are copied over those of the
+step before, and leaves its answer where it left the last one. One graph for each size, each mode of
+the plan, and steps with and without longer runs of new tokens: a step never leaves the graphs
+because its mode or its mix has changed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class StageGraphs:
         """Capture all graphs; every rank of the replica does it at the same time."""
         pool = torch.cuda.graph_pool_handle()
         with torch.inference_mode():
-            # The largest first: the others then fit the memory it has left.
+            # The largest comes first, so that the others fit into the memory that it leaves.
             for num_rows in reversed(self._kernels.graph_rows):
                 for has_prefill in (True, False) if num_rows > 1 else (False,):
                     shape = self._kernels.graph_shape(num_rows, has_prefill=has_prefill)
@@ -82,7 +82,7 @@ class StageGraphs:
                         self._captured[mode, shape] = self._capture(mode, shape, pool)
 
     def find(self, batch: StepBatch) -> Callable[[Tensor], Tensor] | None:
-        """What runs the layers of ``batch`` from its ids or first rows; None: no graph does."""
+        """What runs the layers of ``batch`` from its ids or first rows; None if no graph does."""
         attention = batch.attention
         assert isinstance(attention, TritonAttention), "graphs are captured of Triton kernels"
         tables = attention.tables
@@ -136,7 +136,8 @@ class StageGraphs:
 
 
 def capture_graphs(*, kernels: LayerKernels, **given: Any) -> StageGraphs | None:
-    """The captured graphs of a :class:`StageGraphs` of ``given``; None where ``kernels`` have none.
+    """The captured graphs of a :class:`StageGraphs` made with ``given``; None if ``kernels`` have
+    none.
 
     Raises:
         EngineError: no memory is left for what graphs keep.

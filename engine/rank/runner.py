@@ -16,7 +16,7 @@ from engine.kernels.attention_plan import CacheShape
 from engine.kernels.choice import layer_kernels
 from engine.kernels.huge_pages import collapse
 from engine.kernels.kv_cache import LayerCache, allocate_cache
-from engine.kernels.layer import HeadShape
+from engine.kernels.layer import HeadShape, LayerKernels
 from engine.kernels.transfer import InputStream
 from engine.models.batch import BatchBuilder, StepBatch
 from engine.models.llama import LlamaStage
@@ -53,7 +53,8 @@ TORCH_DTYPES = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedStep:
-    """A step ready to run: ``seconds`` is what preparing took, ``arrival`` when all is there."""
+    """A step ready to run: preparing it took ``seconds``, and its inputs are on the device at
+    ``arrival``."""
 
     step_id: int
     rows: StepRows
@@ -105,18 +106,7 @@ class ModelRunner:
             device=self._device,
         )
         self.caches = _allocate(self._weights, shape, share.num_kv_blocks)
-        rope = rope_table(
-            self._model,
-            num_positions=min(self._model.max_positions, share.num_kv_blocks * share.block_size),
-            dtype=self._dtype,
-            device=self._device,
-            context=min(self._model.max_positions, share.max_blocks_per_seq * share.block_size),
-        )
-        self.kernels = layer_kernels(
-            HeadShape(cache=shape, num_q=self._weights.layout.num_q, rms_eps=self._model.rms_eps),
-            rope,
-            graph_rows=graph_rows(share.max_graph_tokens, plan.sp),
-        )
+        self.kernels = self._make_kernels(share, shape)
         self._stage = LlamaStage(
             model=self._model,
             plan=plan,
@@ -133,22 +123,41 @@ class ModelRunner:
         self._table = self._new_table()
         self._last_tokens = torch.zeros(share.num_slots, dtype=torch.int64, device=self._device)
         self._feedback = TokenFeedback(self._last_tokens, groups)
-        self._sampler: Sampler | None = None
-        if self._weights.head is not None:
-            self._sampler = Sampler(
-                groups=groups,
-                vocab_size=self._model.vocab_size,
-                num_slots=share.num_slots,
-                is_parallel=share.has_parallel_sampling,
-                device=self._device,
-            )
         self._inputs = InputStream(self._device)
-        if self._sampler is not None:
-            with self._inputs.computing():
-                self._sampler.compile_kernels(self._dtype)
+        self._sampler = self._make_sampler(share, groups)
         self._graphs: StageGraphs | None = None
         if self._device.type == "cuda":
             self._graphs = self._captured(plan, share.max_blocks_per_seq)
+
+    def _make_kernels(self, share: RankShare, cache: CacheShape) -> LayerKernels:
+        model, plan = self._model, share.plan
+        rope = rope_table(
+            model,
+            num_positions=min(model.max_positions, share.num_kv_blocks * share.block_size),
+            dtype=self._dtype,
+            device=self._device,
+            context=min(model.max_positions, share.max_blocks_per_seq * share.block_size),
+        )
+        return layer_kernels(
+            HeadShape(cache=cache, num_q=self._weights.layout.num_q, rms_eps=model.rms_eps),
+            rope,
+            graph_rows=graph_rows(share.max_graph_tokens, plan.sp),
+        )
+
+    def _make_sampler(self, share: RankShare, groups: RankGroups) -> Sampler | None:
+        """What samples, ready to; None on a stage without the head."""
+        if self._weights.head is None:
+            return None
+        sampler = Sampler(
+            groups=groups,
+            vocab_size=self._model.vocab_size,
+            num_slots=share.num_slots,
+            is_parallel=share.has_parallel_sampling,
+            device=self._device,
+        )
+        with self._inputs.computing():
+            sampler.compile_kernels(self._dtype)
+        return sampler
 
     def _captured(self, plan: ParallelPlan, max_blocks: int) -> StageGraphs | None:
         from engine.rank.graphs import capture_graphs  # it needs Triton
@@ -171,7 +180,7 @@ class ModelRunner:
 
     @property
     def computes_by(self) -> str:
-        """What computes a step, for people; on a CPU, on how many threads."""
+        """What computes a step, in words; on a CPU, also on how many threads."""
         if self._device.type != "cpu":
             graphs = "" if self._graphs is None else f", {self._graphs.num_captured} CUDA graphs"
             return f"{self._said_of_weights}layers: {self.kernels.name}{graphs}"
@@ -197,7 +206,7 @@ class ModelRunner:
         return sum(cache.num_bytes for cache in self.caches)
 
     def forget(self) -> None:
-        """Begin anew with all slots empty, also in the middle of a step that failed.
+        """Begin anew with all slots empty, even in the middle of a step that failed.
 
         Weights and cache memory stay. No step may be between :meth:`prepare` and its end.
         """

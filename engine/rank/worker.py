@@ -1,11 +1,11 @@
 """One rank: ``python -m engine.rank.worker``. Receives typed messages, runs steps, replies.
 
-It ends when told to, when its socket closes, and when its parent's process is gone, however that
-happened: a thread waits for either while the rank computes or waits in a collective.
+It ends when told to, when its socket closes, and when its parent's process is gone for whatever
+reason: a thread watches for both while the rank computes or waits in a collective.
 (``PR_SET_PDEATHSIG`` would end it with the *thread* that started it, which may end earlier.)
 
-When a peer is gone a rank on CPU says so and waits to be set up again; a rank that failed by
-itself says so and exits, as does any rank on CUDA.
+When a peer is gone, a rank on CPU says so and waits to be set up again. A rank that fails by itself
+says so and exits, and so does any rank on CUDA.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from engine.rank.runner import ModelRunner, PreparedStep
 
 # On CUDA a second thread prepares steps. The computing thread releases the interpreter's lock with
-# each kernel it queues; at the usual interval the other thread could then keep the lock for 5 ms.
+# each kernel that it queues; with the usual switch interval, the other thread could then keep the
+# lock for 5 ms.
 SWITCH_INTERVAL_S = 0.0002
 
 Groups = dict[tuple[str, tuple[int, ...]], "RejoinableCommunicator"]
@@ -183,8 +184,8 @@ class RankLoop:
         runner = self._rank.runner
         if self._is_on_cuda:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-            # On CPU ranks keep the cores busy: there, preparing on a second thread made decode
-            # steps of a tiny model 7 to 9 % slower (two ranks on two shared cores).
+            # Ranks on CPU keep the cores busy: preparing on a second thread made decode steps of a
+            # tiny model 7 to 9 % slower there (two ranks on two shared cores).
             self._inbox.prepares_for = runner
         self._has_failed = False
         self._reply(
@@ -254,10 +255,11 @@ def _use_threads(count: int) -> None:
 
 
 def warm_up() -> None:
-    """Import torch and the model, about a second, before the first message asks for them.
+    """Import torch and the model, which takes about a second, before the first message asks for
+    them.
 
-    Without the garbage collector's rounds that is a tenth quicker; what was imported stays, so
-    later rounds need not look at it.
+    Without the garbage collector's rounds it is a tenth quicker. Imported objects stay for good, so
+    later rounds need not look at them.
     """
     gc.disable()
     import engine.parallel.transport

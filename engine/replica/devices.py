@@ -15,6 +15,7 @@ from engine.spec.config import MOST_THREADS, EngineConfig, ExecutorKind
 from engine.spec.inventory import LEAST_CPU_RANKS, MOST_RANKS, Inventory, RankKind
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.processor import num_cores
 
 # Ranks that may share a device, each with an equal part of its memory.
 RANKS_OF_SHARED_DEVICE = 8
@@ -37,10 +38,9 @@ def with_device_memory(config: EngineConfig) -> EngineConfig:
 def read_inventory(config: EngineConfig) -> Inventory:
     """What plans of an engine of this config may use on this machine.
 
-    On CUDA as many ranks as there are devices from the first one on, or ``max_devices`` if fewer;
-    where they may share, 8 on each.
-    On CPU ``max_devices`` ranks; by default one a core, and 8 where there are fewer cores. Paced
-    ranks take no memory here.
+    On CUDA, as many ranks as there are devices from the first one on, or ``max_devices`` if that is
+    fewer; if ranks may share a device, 8 on each. On CPU, ``max_devices`` ranks; by default one per
+    core, but at least 8. Paced ranks take no memory here.
     """
     most = min(config.max_devices or MOST_RANKS, MOST_RANKS)
     found = Inventory(
@@ -60,7 +60,7 @@ def read_inventory(config: EngineConfig) -> Inventory:
                 here *= RANKS_OF_SHARED_DEVICE
             return replace(found, max_ranks=min(most, here), device_bytes=usable)
         case RankKind.CPU:
-            cores = min(MOST_RANKS, max(LEAST_CPU_RANKS, _num_cores()))
+            cores = min(MOST_RANKS, max(LEAST_CPU_RANKS, num_cores()))
             return replace(
                 found,
                 max_ranks=cores if config.max_devices is None else most,
@@ -70,8 +70,8 @@ def read_inventory(config: EngineConfig) -> Inventory:
 
 
 def held_model(config: EngineConfig, model: ModelConfig) -> ModelConfig:
-    """``model`` with its layers quantised as the config asks, and kept so where the device
-    multiplies such weights; elsewhere they are made plain.
+    """``model`` with its layers quantised as the config asks. Weights stay so if the device can
+    multiply them, and are made plain if not.
 
     Raises:
         CheckpointError: the checkpoint is quantised in another format.
@@ -92,8 +92,8 @@ def held_model(config: EngineConfig, model: ModelConfig) -> ModelConfig:
 
 
 def for_replica(config: EngineConfig, plan: ParallelPlan, *, first_rank: int) -> EngineConfig:
-    """The config of one replica of the engine's ``plan``: on CUDA it begins at its own device,
-    the engine's ``first_rank``, ranks count up from there; on CPU each rank has its threads.
+    """The config of one replica of the engine's ``plan``: on CUDA it begins at the device of the
+    engine's ``first_rank`` and counts up from there; on CPU each rank has its threads.
     """
     if config.executor is ExecutorKind.SIMULATED:
         return config
@@ -117,8 +117,8 @@ def devices_of(config: EngineConfig, ranks: Iterable[int]) -> frozenset[int]:
 def list_cuda_devices(config: EngineConfig, num_ranks: int) -> list[DeviceId]:
     """The devices of so many ranks, by the names that CUDA has for them; [] without CUDA.
 
-    Environment variables hide and reorder devices from CUDA only, so that its numbers mean nothing
-    to NVML.
+    Environment variables hide and reorder devices for CUDA only, so CUDA's numbers mean nothing to
+    NVML.
     """
     import torch
 
@@ -138,7 +138,7 @@ def threads_per_rank(config: EngineConfig, num_ranks: int) -> int:
     first, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
     if first.strip().isdecimal() and 1 <= int(first) <= MOST_THREADS:
         return int(first)
-    return max(1, _num_cores() // num_ranks)
+    return max(1, num_cores() // num_ranks)
 
 
 def is_cuda(config: EngineConfig) -> bool:
@@ -174,10 +174,6 @@ def _num_cuda_devices() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_bytes() -> int:

@@ -1,4 +1,4 @@
-"""From a committed step to its callers and its telemetry; runs behind the next step."""
+"""Hands a committed step to its callers and its telemetry, while the next step runs."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ class StepEmitter:
         self._replica = replica
         self._plan = plan
         self._counted = scheduler.counts
-        # Handing out follows the count, so a step's output time has that of the step before.
+        # A step is counted before it is handed out, so it counts the output time of the step
+        # before.
         self._handed_s = 0.0
         self._last_output_s = 0.0
 
     def make(self, finished: FinishedStep) -> list[StreamOutput]:
-        """What the step has for its callers. It is counted before they see it: who has an answer
-        finds it in the counters."""
+        """What the step has for its callers. It is counted before they see it, so that whoever has
+        an answer finds it in the counters."""
         begun_s = time.monotonic()
         self._stamp_first_steps(finished)
         self._push_scores(finished)
@@ -132,8 +133,8 @@ class StepEmitter:
     def _sample(self, finished: FinishedStep, output_s: float) -> StepSample:
         flight, result, shape = finished.flight, finished.result, finished.step.shape
         multiple = self._plan.rung(shape.mode).sp
-        # The host's work just before a step held the ranks up, so the bubble is filled from its
-        # end.
+        # It was the host's last work before the step that held the ranks up, so the bubble is
+        # filled from its end.
         parts = (flight.message_s, flight.schedule_s, self._last_output_s)
         message_s, schedule_s, exposed_output_s = _fill(finished.bubble_s, parts)
         table = self._scheduler.packer.chooser.table

@@ -12,15 +12,15 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Command = Callable[[], None]
-# How soon whoever stands in for a loop looks again at what comes by itself, such as deadlines.
+# How often whoever stands in for a loop looks at what needs no command, such as deadlines.
 STAND_IN_POLL_S = 0.25
 
 
 class Mailbox:
     """Commands for one loop, in the order in which they were posted.
 
-    Any thread may post; the loop's own runs them, or another that stands in for it. Once it is
-    closed it takes none, so that each command is either run or refused.
+    Any thread may post. The loop's own thread runs them, or another that stands in for it. Once
+    closed it takes no more, so that each command is either run or refused.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Mailbox:
         self._is_closed = False
 
     def post(self, command: Command) -> bool:
-        """Have ``command`` run soon; False where nobody will, since it is closed."""
+        """Have ``command`` run soon; False if nobody will, because it is closed."""
         with self._has_come:
             if self._is_closed:
                 return False
@@ -52,8 +52,9 @@ class Mailbox:
             self._commands.popleft()()
 
     def run_during(self, work: Callable[[], T], run: Command) -> T:
-        """The result of ``work``, which this thread does. Meanwhile another stands in for it: it
-        calls ``run`` when commands have come, and now and then. What fails there is raised here.
+        """Do ``work`` on this thread and return its result. Meanwhile another thread stands in for
+        it: it calls ``run`` when commands have come, and every now and then. Its errors are raised
+        here.
         """
         is_over = threading.Event()
         failures: list[BaseException] = []

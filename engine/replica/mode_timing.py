@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from engine.spec.config import Collectives, EngineConfig, ExecutorKind, LinkEmul
 from engine.spec.model import ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
+from engine.spec.processor import num_cores, processor_name
 from engine.spec.steps import Int32Array, SlotStart, StepPlan
 
 # Raise this when the timed steps or the way of timing change: older tables are then remeasured.
@@ -65,7 +64,7 @@ def mode_table_for(
         vocab_size=model.vocab_size,
     )
     stopwatch = _Stopwatch(executor, check)
-    # Only their times tell which hardware paced ranks imitate, and those are always the same.
+    # Only their step times, which never vary, tell which hardware paced ranks imitate.
     pace = [] if executor.needs_inputs else _time_ends(stopwatch, steps, plan)
     device = device_name(config)
     fingerprint = mode_fingerprint(config, model, plan, device=device, pace=pace)
@@ -124,20 +123,10 @@ def device_name(config: EngineConfig) -> str:
     if config.executor is ExecutorKind.EXTENSION:
         return f"{config.device} by {config.executor_name}"
     if not is_cuda(config):
-        return f"cpu {_cpu_name()} x{len(os.sched_getaffinity(0))}"
+        return f"cpu {processor_name()} x{num_cores()}"
     import torch
 
     return str(torch.cuda.get_device_name(config.device))
-
-
-def _cpu_name() -> str:
-    """The processor as the kernel names it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def padded_sizes(max_tokens: int, plan: ParallelPlan) -> tuple[int, ...]:

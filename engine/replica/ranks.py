@@ -25,11 +25,11 @@ ExecutorFactory = Callable[[IsEnding], Executor]
 
 
 class ReplicaRanks:
-    """Starts ranks, as often as they fail, and sets a scheduler and a step loop to work on them.
+    """Starts ranks, again whenever they fail, and sets a scheduler and a step loop to work on them.
 
-    ``settings`` and ``mode_table`` are those that the next ones work by; what works now is told by
-    whoever changes them. Once ``is_ending`` says so, a start under way fails soon. Owned by the
-    replica's thread.
+    ``settings`` and ``mode_table`` are those that the next ranks will work by; whoever changes them
+    also tells those that work now. Once ``is_ending`` says so, a start under way fails soon. Owned
+    by the replica's thread.
     """
 
     executor: Executor
@@ -108,8 +108,8 @@ class ReplicaRanks:
         )
 
     def _time_modes(self, info: ExecutorInfo) -> None:
-        """Take the times of steps in each mode where they choose it and are not known. Requests
-        would wait for it: not after the first start.
+        """Time steps in each mode, if the mode is chosen by times that are not known yet. Only
+        before the first start, since requests would wait for it.
         """
         if self.mode_table is None and self.plan.shift and self.settings.pin == TABLE:
             self.mode_table = mode_table_for(

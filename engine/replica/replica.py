@@ -37,9 +37,9 @@ class Replica:
     """Runs one replica's steps on its own thread; other threads only post commands.
 
     A rank that fails is replaced: ranks restart and sequences go on from their tokens so far.
-    Meanwhile they wait, and an abort is answered at once. Where that fails too often (see
-    ``Recovery``) the replica gives up, ends its requests with an error and is unhealthy. Once it is
-    stopped, or ``is_closing`` is set, a start under way ends.
+    Meanwhile they wait, and an abort is answered at once. If that fails too often (see
+    ``Recovery``), the replica gives up, ends its requests with an error and is unhealthy. Once it
+    is stopped, or ``is_closing`` is set, a start under way ends.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Replica:
             telemetry=telemetry,
         )
         self._mailbox = Mailbox()
-        # Of who is counted where: on the way to the scheduler, or there.
+        # Guards where each request is counted: on its way to the scheduler, or there.
         self._counting = threading.Lock()
         self._is_recovering = False
         self._unsaid: FinishedStep | None = None
@@ -139,8 +139,8 @@ class Replica:
         return self._started.result()
 
     def submit(self, stream: RequestStream, *, has_waited: bool = False) -> None:
-        """Accept one request, whose length and id the door has checked; ``has_waited``: it was
-        held to the admission limit before.
+        """Accept one request, whose length and id the door has checked. ``has_waited``: the
+        admission limit was applied to it before.
 
         Raises:
             QueueFullError: the admission limit is reached.
@@ -156,9 +156,9 @@ class Replica:
                 raise RankError(f"replica {self.index} has ended: {self.failure or 'closed'}")
 
     def adopt(self, left: Handover) -> list[RequestStream]:
-        """Take over what replicas that were stopped have left.
+        """Take over what stopped replicas have left.
 
-        Returns those that it cannot take, since its loop has ended: they are the caller's to end.
+        Returns the requests that it cannot take because its loop has ended; the caller ends them.
         """
         for stream in left.streams.values():
             self._load.enter(stream.request)
@@ -236,7 +236,7 @@ class Replica:
             try:
                 self._ranks.executor.close()
             finally:
-                # With what was posted meanwhile: what comes later is refused.
+                # Includes what was posted meanwhile; what comes later is refused.
                 self._mailbox.close()
 
     def _turn(self) -> bool:
@@ -328,7 +328,7 @@ class Replica:
             self.scheduler.adopt(arrived, is_in_book=True)
 
     def _arrives(self, request: Request) -> bool:
-        """Whether the request goes on to the scheduler; one that ended on its way is struck off."""
+        """Whether the request goes on to the scheduler; forgets one that ended on its way."""
         if not self._accepted.has(request):
             self._load.turn_away(request)
             return False

@@ -12,11 +12,11 @@ from engine.spec.request import FinishReason, Request
 
 
 class AcceptedRequests:
-    """A replica's register: each request as its stream, which knows its caller, its deadline and
-    its stamps.
+    """A replica's register of requests, each as the stream that knows its caller, deadline and
+    stamps.
 
-    Any thread may enter requests and ask; the replica's own ends them. Ended ones are recorded
-    in ``telemetry``.
+    Any thread may enter requests and ask; the replica's own thread ends them. Ended ones are
+    recorded in ``telemetry``.
     """
 
     def __init__(self, telemetry: Telemetry) -> None:
@@ -64,13 +64,14 @@ class AcceptedRequests:
     def forget(self, stream: RequestStream, reason: FinishReason) -> None:
         """Record a request that is over, and free its id.
 
-        This comes before its caller is told, who may then use the id again and finds it counted.
+        This happens before its caller is told, so that the caller may use the id again and finds
+        the request counted.
         """
         if self.withdraw(stream):
             self._telemetry.record_finish(reason, stream.timing(reason))
 
     def withdraw(self, stream: RequestStream) -> bool:
-        """Forget a request that has not come to anything; whether it was still here."""
+        """Forget a request that never began; returns whether it was still here."""
         request_id = stream.request.request_id
         with self._lock:
             if self.streams.get(request_id) is not stream:

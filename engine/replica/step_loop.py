@@ -13,7 +13,7 @@ from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.step import ScheduledStep, StepOutcome
 from engine.spec.steps import StepResult, int32
 
-# A rank is taken for hung when a step takes this many times longer than similar ones took.
+# A rank counts as hung when a step takes this many times longer than similar ones took.
 HANG_FACTOR = 10.0
 MIN_HANG_S = 2.0
 # New ranks load libraries in their first steps, so a slow one is no sign of a hang.
@@ -27,8 +27,8 @@ class Flight:
     """A step in flight: what the host spent on it, and when the ranks began it.
 
     ``is_queued``: it was sent behind steps that filled the ranks, and ``started_s`` is None while
-    it waits for them. ``is_after_pause``: there was nothing to do before it, so that nobody waited
-    for the host.
+    it waits for them. ``is_after_pause``: there was nothing to do before it, so nobody waited for
+    the host.
     """
 
     step: ScheduledStep
@@ -135,8 +135,8 @@ class StepLoop:
         result = self._executor.collect(self._timeout_s(flight, started_s))
         now_s = time.monotonic()
         # If the result was there before we looked, the step ended earlier: the ranks' own times say
-        # when. The idle time before it counts only for a queued step: for one sent to idle ranks it
-        # lies before the sending.
+        # when. Idle time before a step counts only if it was queued; if it was sent to idle ranks,
+        # that time lies before the sending.
         waited_s = result.idle_s if flight.is_queued else 0.0
         ended_s = min(now_s, started_s + waited_s + result.rank_s) if is_late else now_s
         self._flights.popleft()

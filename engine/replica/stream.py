@@ -21,9 +21,9 @@ OnOutput = Callable[[RequestOutput], None]
 class RequestStream:
     """One accepted request's way back to its caller, and the stamps of what went that way.
 
-    An engine has one per request, and so has a front process, at its end of the line. Without
-    ``text`` the outputs hold tokens only; whoever detokenises them looks for stop strings. Owned
-    by the thread that takes.
+    Both an engine and a front process, each at its end of the line, have one per request. Without
+    ``text`` the outputs hold tokens only; whoever detokenises them looks for stop strings. Owned by
+    the thread that takes.
     """
 
     def __init__(self, request: Request, on_output: OnOutput, text: TextStream | None) -> None:
@@ -41,8 +41,8 @@ class RequestStream:
     def add_prompt_logprobs(self, first: int, found: Sequence[TokenLogprobs]) -> None:
         """Keep what is told of prompt tokens ``first + 1`` on, to go out with the first token.
 
-        A prompt that is computed again, after a preemption or on other ranks, is told of again;
-        what is known stays as it is.
+        A prompt that is computed again, after a preemption or on other ranks, is reported again;
+        what is known already stays as it is.
         """
         known = len(self._prompt_logprobs)
         assert first <= known, f"tokens {known + 1}..{first} of the prompt are not told of"
@@ -90,7 +90,7 @@ class RequestStream:
         )
 
     def hand_out(self, output: RequestOutput) -> bool:
-        """Give the caller an output; False where that failed, which is logged: one caller's fault
+        """Give the caller an output; returns False, and logs it, if that failed: one caller's fault
         must not end the others' requests."""
         try:
             self._on_output(output)
@@ -104,7 +104,7 @@ class RequestStream:
         self.hand_out(self.last(reason, now_s, error))
 
     def timing(self, reason: FinishReason) -> RequestTiming:
-        """Its stamps, for the engine's own record (ttft.server.v1 counts from arrival)."""
+        """Its time stamps, for the engine's own record (ttft.server.v1 counts from arrival)."""
         outcome = Outcome.COMPLETED if reason.is_whole else Outcome.ERRORED
         if reason is FinishReason.ABORT:
             outcome = Outcome.CUT

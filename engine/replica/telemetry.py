@@ -20,7 +20,8 @@ from engine.spec.steps import StepSample, size_class
 T = TypeVar("T")
 # About 18 MB, where nobody asks for them.
 MAX_SAMPLES = 20_000
-# Stamps of tokens, of all requests together: about 10 MB. An agent asks every second.
+# Token stamps that all requests together may keep: about 10 MB. An agent asks for them every
+# second.
 MAX_STAMPS = 250_000
 # Work of the host may run behind a step in flight; the other parts are the step itself.
 HOST_PARTS = ("schedule", "input", "output")
@@ -40,14 +41,14 @@ class EngineStats:
 
     ``time_share`` gives each part's seconds over all parts' seconds, 0..1. ``step_tokens`` counts
     steps by their tokens, rounded up to a power of two; ``step_tokens_sum`` adds the exact ones.
-    ``exposed_seconds`` is what of a part no step in flight covered. ``prefix_queries`` counts
-    tokens looked up in the prefix cache, ``prefix_hits`` those found. ``non_finite_logits`` counts
-    requests that ended because there was no finite logit to choose a token by. ``held`` of the
-    ``waiting`` are in the lobby, which no replica takes from until the ranks have changed.
+    ``exposed_seconds`` are those of each part that no step in flight covered. ``prefix_queries``
+    counts tokens looked up in the prefix cache, ``prefix_hits`` those found. ``non_finite_logits``
+    counts requests that ended because there was no finite logit to choose a token by. ``held`` of
+    the ``waiting`` are in the lobby, where they stay until the ranks have changed.
     ``prompt_tokens_by_source`` has the prompts of requests that have begun to run.
     ``num_kv_blocks`` are those of all replicas, of ``block_size`` tokens each. ``devices`` are the
     ranks' devices, as far as a driver tells of them. ``refused`` are requests that could have run
-    and were turned away, ``admitted_rps`` the most that are let in (None: whatever comes).
+    and were turned away, ``admitted_rps`` the most that are let in (None: no limit).
     """
 
     running: int
@@ -147,7 +148,7 @@ class Telemetry:
     def record_begin(self, *, prompt_tokens: int, cached: int) -> None:
         """Count the prompt of a request that has entered its first step.
 
-        When it is computed again, after a preemption or on other ranks, that counts no more.
+        Computing it again, after a preemption or on other ranks, does not count.
         """
         cached = min(cached, prompt_tokens)
         self.prompt_tokens_by_source[PromptSource.CACHE] += cached
@@ -176,7 +177,8 @@ def summarise(
 ) -> EngineStats:
     """Add up the replicas' counters."""
     parts = list(readings)
-    # The ends always, so that dashboards find them; other rungs once a step has run there.
+    # The ends of the ladder always, so that dashboards find them; other rungs once a step has run
+    # there.
     modes = list(dict.fromkeys([*ENDS, *(mode for t in parts for mode in list(t.steps))]))
     part_seconds = {name: sum(t.part_seconds[name] for t in parts) for name in PARTS}
     whole = sum(part_seconds.values())
@@ -220,8 +222,8 @@ def summarise(
 class KeptTimings:
     """Timings of ended requests until somebody asks for them. Any thread may add and ask.
 
-    The oldest go where all together would have more than ``max_stamps`` tokens: requests differ in
-    length, so their number bounds no memory.
+    The oldest are dropped when all together have more than ``max_stamps`` tokens. Requests differ
+    in length, so a limit on their number would not bound memory.
     """
 
     def __init__(self, max_stamps: int) -> None:

@@ -139,7 +139,7 @@ class LogitEdits:
     def edited(self, logits: Tensor, *, slots: Int32Array, positions: Int32Array) -> Tensor:
         """``logits[R, V]`` of edited rows, edited, in float32 (float64 stays); a new tensor.
 
-        A row whose every token would be banned keeps the banned ones.
+        A row keeps its banned tokens if all its tokens are banned.
         """
         edits = [self._edits[slot] for slot in slots.tolist()]
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -249,7 +249,7 @@ class TokenCounts:
     def add(self, slots: Int32Array, ids: Tensor) -> None:
         """Count one more token for each of ``slots`` i4[R], which differ, that has a row.
 
-        Slots without one add nothing to the first number: what runs depends on R alone.
+        Slots without one add 0 to the first number, so that what runs depends on R alone.
         """
         rows = self._row_of_slot[slots]
         if (rows >= 0).any():

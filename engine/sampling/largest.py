@@ -1,4 +1,4 @@
-"""The largest logit of each row on a CPU: one pass of the engine's C++ where it compiles."""
+"""The largest logit of each row on a CPU: one pass of the engine's C++ if there is a compiler."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from engine.sampling.philox import DrawKeys, gumbel_at, gumbel_rows
 from engine.sampling.rules_numpy import WEIGHT_SCALE, Logits, RowSampler, best_of_rows
 from engine.spec.steps import Float32Array, Int32Array
 
-# Below this share of the vocabulary, noise is drawn for the kept tokens only.
+# If a smaller share of the vocabulary than this is kept, noise is drawn for the kept tokens only.
 FEW_KEPT_SHARE = 1 / 16
 # Borders are looked for among this many best tokens before the whole vocabulary is sorted.
 FIRST_RANKED = 1024
@@ -67,8 +67,8 @@ class SamplingRows:
 
 
 def sample(logits: Tensor, values: SamplingRows, *, on_cpu: RowSampler | None = None) -> Tensor:
-    """The next token of each row of ``logits[R, V]`` (-inf is chosen only where nothing else is,
-    by the rule above) -> ids i8[R].
+    """The next token of each row of ``logits[R, V]`` -> ids i8[R]; -inf is chosen only if there is
+    nothing else.
 
     A row's answer depends on its logits and its own sampling values only. ``on_cpu`` (made for
     V tokens) saves making one on every call.
@@ -115,8 +115,8 @@ def largest_ids(logits: Tensor) -> Tensor:
 def have_finite(logits: Tensor, ids: Tensor) -> Tensor:
     """Which rows of ``logits[R, V]`` hold a finite value, bool[R]; ``ids`` i8[R] were chosen there.
 
-    On CPU only rows whose chosen logit is not finite are looked through; elsewhere to know which
-    those are would wait for the device, and all of them are.
+    On CPU only rows whose chosen logit is not finite are looked through. Elsewhere all rows are,
+    since finding out which those are would wait for the device.
     """
     if logits.device.type != "cpu":
         return finite_rows(logits)

@@ -20,7 +20,7 @@ Float64Array = npt.NDArray[np.float64]
 # Probabilities (the best token's is 1) are summed as whole numbers of 2**-34: exact in float64
 # for vocabularies up to 2**19 tokens, hence the same in any order.
 WEIGHT_SCALE = 2.0**34
-# Below this share of the vocabulary, noise is drawn for the kept tokens only.
+# If a smaller share of the vocabulary than this is kept, noise is drawn for the kept tokens only.
 FEW_KEPT_SHARE = 1 / 8
 SUMMED_AT_ONCE = 256
 
@@ -50,8 +50,8 @@ def ordinary_row(logits: Logits) -> Logits:
 class RowSampler:
     """Draws tokens of rows of one vocabulary, one row at a time.
 
-    It only holds memory to work in, kept from row to row: for 128,256 tokens, fresh pages cost
-    more than the numbers written to them (0.97 ms against 2.3 ms per unlimited draw).
+    It only holds working memory, kept from row to row: for 128,256 tokens, fresh pages cost more
+    than the numbers written to them (an unlimited draw takes 0.97 ms, with fresh pages 2.3 ms).
     """
 
     def __init__(self, vocab_size: int) -> None:
@@ -123,8 +123,8 @@ class RowSampler:
         best = logits.max()
         weights = _weights(_scores(logits, best, temperature, self._weights))
         total = float(weights.sum())
-        # All tokens below this weight together are less than top-p may drop, so none can be the
-        # border.
+        # All tokens below this weight together weigh less than top-p may drop, so none of them can
+        # be the border.
         places = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
         ranked = self._ranked.view(logits.dtype)[: len(places)]
         np.take(logits, places, out=ranked, mode="clip")
@@ -139,7 +139,7 @@ class RowSampler:
     def _least_kept(
         self, ranked: Logits, best: np.floating[Any], temperature: float, wanted: float
     ) -> float:
-        """Sort ``ranked`` in place; from the best one down, the last one with less weight than
+        """Sort ``ranked`` in place; returns the last one, from the best down, with less weight than
         ``wanted`` before it.
         """
         ranked.sort()

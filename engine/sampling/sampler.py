@@ -38,7 +38,7 @@ from engine.spec.steps import NO_TOKEN, Int32Array, SlotStart
 
 Flags = npt.NDArray[np.bool_]
 
-# On CPU rows are put together and sampled a few at a time, while they are in the cache.
+# On CPU, a few rows at a time are put together and sampled, while they are in the cache.
 CPU_ROWS_AT_ONCE = 2
 
 
@@ -111,7 +111,7 @@ class Sampler:
     Owned by the thread that computes. Every rank of the stage makes the same calls in the same
     order. ``is_parallel`` chooses between the two ways above. ``has_kernels`` (None: on CUDA)
     samples by Triton kernels, which never make the host wait for the device; only float64 logits,
-    which no model of a GPU has, go by torch operations that do.
+    which no model on a GPU has, take torch operations that do.
 
     Raises (from :meth:`sample`):
         RankError: a peer did not come to the exchange.
@@ -195,8 +195,9 @@ class Sampler:
     def _by_kind(self, shard: Tensor, rows: _Rows) -> _Answers:
         """Plain rows exchange only their largest logit, the others all their logits.
 
-        If there are fewer others than ranks, they are gathered: to pad them to one per rank would
-        send nothing useful (a single top-p row on 2 CPU ranks: 0.9 ms gathered, 1.6 ms exchanged).
+        If there are fewer others than ranks, they are gathered, because padding them to one per
+        rank would only send useless rows (a single top-p row on 2 CPU ranks: 0.9 ms gathered, 1.6
+        ms exchanged).
         """
         is_plain = rows.is_plain
         num_others = len(rows) - int(np.count_nonzero(is_plain))
@@ -262,8 +263,8 @@ class Sampler:
     # -- rows whose logits are here ------------------------------------------------------------
 
     def _are_plain_here(self, shard: Tensor, slots: Int32Array, positions: Int32Array) -> bool:
-        """Whether this rank holds all logits, on a CPU, and each row's answer is its largest one:
-        then they are looked through at once, without parts and copies.
+        """Whether this rank is on a CPU and holds all logits, and each row's answer is its largest
+        one. Then all rows are looked through at once, without parts and copies.
         """
         is_here = self._group.size == 1 and self._largest_here is not None
         if not is_here or self._is_for_kernels(shard) or not self._table.are_greedy(slots):

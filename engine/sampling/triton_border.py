@@ -46,9 +46,10 @@ NUM_DIGITS = tl.constexpr(16)
 BRACKET = tl.constexpr(4)
 # Tokens whose digits a program holds at once, of its chunk.
 PART = 256
-# A program of a pass takes chunks of that many programs that draw: it holds less of one at a time.
+# A program of a pass takes the chunks of this many drawing programs, as it holds less of a chunk at
+# a time.
 CHUNKS_AT_ONCE = 2
-# Bits at the end of the image that are alike in all numbers of a format.
+# Bits at the end of the image that all numbers of a format have in common.
 IDLE_BITS = {torch.float32: 0, torch.float16: 12, torch.bfloat16: 16}
 
 
@@ -138,8 +139,8 @@ def _narrow(  # type: ignore[no-untyped-def]
             top_p = float_field(words_ptr, num_rows, row, TOP_P_F).to(tl.float64)
             part = top_p * (tl.sum(masses, axis=0) - tl.load(cut_ptr + row)).to(tl.float64)
             wanted = part.to(tl.int64)
-            # Whole masses are less than a number if they are less than the next whole one; the
-            # best token is always kept.
+            # A whole mass is less than a number if it is less than the next whole number. The best
+            # token is always kept.
             wanted = tl.maximum(wanted + (wanted.to(tl.float64) < part).to(tl.int64), 1)
         else:
             wanted = whole_field(words_ptr, num_rows, row, TOP_K).to(tl.int64)
@@ -231,7 +232,7 @@ def _digit_kernel(  # type: ignore[no-untyped-def]
             inside = (ids < vocab_size) & (higher == (lower.to(tl.uint32) >> shift) >> DIGIT_BITS)
             if by_weight:
                 inside &= x >= least
-            # Exponentials in float64 are dear; late passes have few parts that need any.
+            # Exponentials in float64 are expensive; few parts of the late passes need any.
             if tl.sum(inside.to(tl.int32), axis=0) > 0:
                 mass = tl.full((part,), 1, tl.int64)
                 if by_weight:

@@ -42,9 +42,9 @@ BIAS_END = tl.constexpr(14)
 BANNED_FIRST = tl.constexpr(15)
 BANNED_END = tl.constexpr(16)
 NUM_FIELDS = 17
-# Arguments whose values are no reason to compile a kernel again.
+# Arguments that may change their values without a kernel being compiled again.
 NOT_SPECIALIZED = ["num_rows", "shift", "number_of_pass"]
-# Steps of up to so many rows are cut finer.
+# Steps of up to this many rows are cut finer.
 FEW_ROWS = 8
 # Lists grow in these steps, so that few sizes of the packed array occur.
 LIST_STEP = 64

@@ -66,8 +66,8 @@ def _greedy(num_rows: int) -> SamplingRows:
 def compile_kernels(
     *, vocab_size: int, dtype: torch.dtype, device: torch.device, counts: TokenCounts
 ) -> None:
-    """Sample nothing of use in all kinds of rows and sizes of steps, so that no request has to wait
-    for a compiler. Compiled kernels stay in Triton's cache on disk.
+    """Sample throw-away rows of all kinds in steps of all sizes, so that no request has to wait for
+    a compiler. Compiled kernels stay in Triton's cache on disk.
     """
     none = np.zeros(0, dtype=np.int32)
     edit = RowEdits(

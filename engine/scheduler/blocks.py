@@ -1,4 +1,4 @@
-"""Paged KV memory: which blocks are free, which hold a known beginning, and the books of both.
+"""Paged KV memory: keeps account of which blocks are free and which hold a known beginning.
 
 With prefixes kept, a full block that nobody holds any more stays *cached* under the digest of
 its content (:mod:`engine.scheduler.prefix`) until its memory is needed; a later sequence with the
@@ -18,11 +18,11 @@ from engine.spec.steps import Int32Array
 class BlockPool:
     """Fixed blocks of KV memory, handed out last-freed first, cached ones last.
 
-    Blocks that came back are in one array used as a stack, so a whole step's blocks come in one
-    slice; below it, as it were, lie the *fresh* ones, which nobody has held yet. A block is plain
+    Returned blocks are in one array used as a stack, so that a whole step's blocks come in one
+    slice. Below them, in effect, lie the *fresh* ones, which nobody has held yet. A block is plain
     (on the stack or fresh), cached (a digest and no holder) or held by ``references`` sequences;
-    :attr:`num_free` counts the first two. Memory is touched for blocks that are used only: a
-    simulated device may have millions.
+    :attr:`num_free` counts the first two. Memory is touched only for blocks in use: a simulated
+    device may have millions.
     """
 
     def __init__(self, num_blocks: int, *, keeps_prefixes: bool = False) -> None:
@@ -111,8 +111,8 @@ class BlockPool:
     def publish(self, blocks: Sequence[int] | Int32Array, digests: Sequence[bytes]) -> None:
         """Make held, full blocks findable by the digests of what they hold.
 
-        A digest that is known keeps its first block: the copy stays private to its holder.
-        Nothing happens where prefixes are not kept.
+        A known digest keeps its first block; the copy stays private to its holder. Does nothing if
+        prefixes are not kept.
         """
         if not self.keeps_prefixes:
             return
@@ -146,7 +146,8 @@ class BlockPool:
                 self._unheld[block] = None
 
     def forget_prefixes(self) -> None:
-        """Forget all content, as after the ranks lost it; holders keep their blocks."""
+        """Forget all content, for example because the ranks have lost it; holders keep their
+        blocks."""
         unheld = np.fromiter(self._unheld, np.int32, len(self._unheld))
         self._unheld.clear()
         self._digest_of.clear()

@@ -68,7 +68,8 @@ class NamedHeap(Generic[RankT]):
         return entry
 
     def _drop_removed(self) -> None:
-        """Keep the top of the heap present, and the heap within twice what is present."""
+        """Drop removed entries from the top of the heap, and keep the heap within twice the present
+        names."""
         if len(self._heap) > MIN_REBUILD + 2 * len(self._entries):
             self._heap = list(self._entries.values())
             heapify(self._heap)

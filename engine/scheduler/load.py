@@ -1,4 +1,5 @@
-"""The load of one replica, which a router balances; live and simulated replicas keep this book."""
+"""The load of one replica, by which a router balances; live and simulated replicas keep this
+book."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ from engine.spec.request import Request
 
 
 class LoadBook:
-    """What one replica has been handed and has not ended. Any thread may write and read.
+    """The requests that one replica has been handed and has not ended. Any thread may write and
+    read.
 
-    ``tokens`` are those its requests may still grow to: a request counts with all its
-    ``max_len`` from the moment it is handed to the replica (:meth:`enter`) to the moment the
-    scheduler ends it (:meth:`leave`), which is before its caller hears of it. ``num_coming`` of
-    the requests are on their way to the scheduler. A book outlives the schedulers of its replica:
-    requests of ranks that failed are on their way to the next one.
+    ``tokens`` are those its requests may still grow to: a request counts with all its ``max_len``
+    from the moment it is handed to the replica (:meth:`enter`) to the moment the scheduler ends it
+    (:meth:`leave`), which is before its caller hears of it. ``num_coming`` of the requests are on
+    their way to the scheduler. A book outlives the schedulers of its replica: requests of failed
+    ranks are on their way to the next scheduler.
     """
 
     def __init__(self) -> None:

@@ -268,8 +268,9 @@ def prefill_room(
     ``prefill_tokens`` of those are of prompts; ``budget`` tokens are left of the step's own cap.
     One more chunk may change the mode of the whole step. A step that would take longer than
     ``max_step_ms`` in one mode is therefore kept to what runs in another. Every step computes at
-    least one block of a prompt, else a tight cap would starve prefills; where a whole block would
-    turn the step to a mode of more slices, it computes the part that stays in that of fewer.
+    least one block of a prompt, or a tight cap would starve prefills. If a whole block would turn
+    the step to a mode with more slices, it computes only the part that stays in the mode with
+    fewer.
     """
     budget = max(budget, 0)
     if max_step_ms is None:

@@ -23,9 +23,9 @@ class PrefixHasher:
     ``namespace`` says what else the KV content depends on (weights, KV dtype): digests of
     different namespaces never match.
 
-    Equal digests are taken for equal tokens without a look at the tokens, and a wrong match
-    would continue one user's prompt from another's. Prompts come from outside, so a collision
-    must be infeasible to construct, not only unlikely: BLAKE2b with 128 bits, not ``hash()``.
+    Equal digests count as equal tokens without a look at the tokens, and a wrong match would
+    continue one user's prompt from another's. Prompts come from outside, so a collision must be
+    infeasible to construct, not only unlikely: BLAKE2b with 128 bits, not ``hash()``.
     """
 
     def __init__(self, block_size: int, *, namespace: bytes = b"") -> None:

@@ -71,8 +71,8 @@ class WaitingQueue:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the last step that was scheduled left one of these waiting."""
-        # Who was refused a row may be gone: an empty queue blocks nobody.
+        """Whether the last scheduled step left one of these waiting."""
+        # Those that were refused a row may be gone by now: an empty queue blocks nobody.
         return self._was_passed_over and len(self._entries) > 0
 
     def pass_over(self) -> None:
@@ -93,8 +93,8 @@ class WaitingQueue:
     def push_carried(self, sequences: list[Sequence]) -> None:
         """Queue sequences that waited or ran before, ahead of those that did not.
 
-        They keep their arrival numbers (who has none gets one here) and, at equal priority, the
-        given order: each waits as if it had arrived no later than those behind it in the list.
+        They keep their arrival numbers (one without a number gets it here) and, at equal priority,
+        the given order: each waits as if it had arrived no later than those behind it in the list.
         """
         for sequence in sequences:
             if sequence.arrival_number < 0:

@@ -18,8 +18,8 @@ class RunningSet:
 
     Questions and growth are vectorised over rows, so hundreds of decodes cost one array pass.
     ``prefilling`` are the rows that lack more than their next token; all others decode. They are
-    kept beside the lengths because looking for them at every step made scheduling of 256 rows a
-    tenth slower, and simulation a twentieth.
+    kept beside the lengths, because looking for them at every step made scheduling of 256 rows a
+    tenth slower and simulation a twentieth.
     """
 
     def __init__(
@@ -104,7 +104,8 @@ class RunningSet:
         return missing
 
     def has_blocks_for(self, num_steps: int) -> bool:
-        """Whether blocks are so plenty for ``num_steps`` of all rows that none need be counted."""
+        """Whether there are so many free blocks for ``num_steps`` of all rows that none need be
+        counted."""
         return self.pool.can_allocate(len(self) * (self.blocks_for(num_steps) + 1))
 
     def steps_within_blocks(self, limit: int) -> int:
@@ -140,8 +141,8 @@ class RunningSet:
 
     def find_cached(self, sequence: Sequence) -> Int32Array:
         """Cached blocks with the beginning of a waiting sequence, but never with its last token:
-        that one must be computed to know the next. Nothing for those that ask for log probabilities
-        of the prompt, which must be computed for them.
+        that one must be computed to know the next. A sequence that asks for log probabilities of
+        its prompt gets none: the prompt must be computed for them.
         """
         if self._hasher is None or sequence.request.sampling.prompt_logprobs is not None:
             return NO_BLOCKS
@@ -176,7 +177,7 @@ class RunningSet:
         """Free the row and the blocks of a sequence; what they hold stays findable."""
         slot = sequence.slot
         if self._hasher is not None:
-            # The last known token was sampled. If it was computed at all, then in a step that
+            # The last known token was sampled. If it was computed at all, that was in a step that
             # wrongly assumed that the sequence goes on.
             written = min(self.table.num_computed[slot], self.table.num_known[slot] - 1)
             self.publish(sequence, int(written))

@@ -41,8 +41,8 @@ class Scheduler:
     ahead of them, on the assumption that no sequence stops. Steps are committed in order.
 
     To know more, ask the parts: ``running`` (rows and KV blocks), ``waiting`` (the queue),
-    ``packer`` (caps, mode, pace of steps), ``roster`` (who is here). Only the scheduler gives them
-    commands; but step times go to ``packer.pace``.
+    ``packer`` (caps, mode, pace of steps), ``roster`` (all living sequences). Only the scheduler
+    gives them commands; but step times go to ``packer.pace``.
     """
 
     def __init__(
@@ -138,11 +138,12 @@ class Scheduler:
     # -- commands ----------------------------------------------------------------------------
 
     def admit(self, request: Request, *, has_waited: bool = False) -> None:
-        """Enter a request in the load book, to :meth:`add` it when it arrives; ``has_waited``: it
-        was held to the queue's limit elsewhere.
+        """Enter a request in the load book, to :meth:`add` it when it arrives; ``has_waited``: the
+        queue's limit was applied to it elsewhere.
 
-        Requests for which there is a free row do not wait, unless the one in front was refused it.
-        Another thread than the scheduler's may call; who may admit at once holds one lock.
+        A request for which there is a free row does not count as waiting, unless the one in front
+        was refused that row. Other threads than the scheduler's may call; all callers share one
+        lock.
 
         Raises:
             QueueFullError: ``caps.max_queue`` requests wait already, or are on their way.
@@ -171,8 +172,9 @@ class Scheduler:
 
     def adopt(self, sequences: list[Sequence], *, is_in_book: bool = False) -> None:
         """Queue sequences of another scheduler with their tokens so far, ahead of others;
-        ``is_in_book``: the load book has their requests, as those on their way."""
-        # First who has come, then who waits: at worst somebody is counted too late, never twice.
+        ``is_in_book``: the load book has their requests, counted as on their way."""
+        # First those that have come, then those that wait: at worst one is counted too late, never
+        # twice.
         for sequence in sequences:
             if not is_in_book:
                 self.roster.load.enter(sequence.request)
@@ -199,7 +201,7 @@ class Scheduler:
         self.waiting.order = order
 
     def abort(self, request_id: str) -> Sequence | None:
-        """Drop a request. In flight, it is dropped when its last step is committed."""
+        """Drop a request; one in flight is dropped when its last step is committed."""
         sequence = self.roster.find(request_id)
         if sequence is None:
             return None
@@ -219,7 +221,7 @@ class Scheduler:
         """The step after those that run, before the oldest of them has ended (arXiv 2606.01927,
         "optimistic asynchronous scheduling"); its rows may be that step's rows.
 
-        None where nothing can run ahead, or KV blocks are so short that a sequence must go.
+        None if nothing can run ahead, or if KV blocks are so short that a sequence must go.
         """
         if len(self._outstanding) != self.depth:
             return None

@@ -74,7 +74,7 @@ class TakenStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class SkippingScheduler(Scheduler):
-    """The scheduler with verbs that take steps without a look at their content: only length limits
+    """The scheduler with verbs that take steps without looking at their content: only length limits
     end a sequence.
 
     * One step at a time: :meth:`pack`, then :meth:`launch` and :meth:`commit_lengths`; or
@@ -96,7 +96,7 @@ class SkippingScheduler(Scheduler):
         return self._launch(packed)
 
     def commit_lengths(self, step: ScheduledStep) -> list[Sequence]:
-        """Take in the oldest outstanding step; the sequences that ended with it."""
+        """Take in the oldest outstanding step; returns the sequences that ended with it."""
         self._leave(step)
         slots, table = step.sampled_slots, self.running.table
         if self._num_ending:
@@ -138,8 +138,8 @@ class SkippingScheduler(Scheduler):
         left = table.max_len[slots] - table.num_tokens[slots]
         frees_what_counts = len(self.waiting) > 0 or running.pool.keeps_prefixes
         if frees_what_counts or not running.has_blocks_for(most):
-            # When a row ends, a request may come in, or rows may take its blocks instead of cached
-            # ones.
+            # When a row ends, a request may come in, or other rows may take its blocks instead of
+            # cached ones.
             until_end = int(left.min())
             count = running.steps_within_blocks(min(until_end, most))
             if count:

@@ -46,9 +46,9 @@ class PackedChunk(NamedTuple):
 
 @dataclass(slots=True)
 class PackedRows:
-    """The rows of a step in the making: decodes first, one token each, then chunks of prompts;
-    and how many ``tokens`` it may still hold. ``placed`` took their rows for it, ``grown`` are the
-    blocks that rows were given for it. ``shape`` is known once all rows are."""
+    """The rows of a step in the making: decodes first, one token each, then chunks of prompts; and
+    how many ``tokens`` it may still hold. ``placed`` are the sequences that took their rows for it,
+    ``grown`` the blocks that rows were given for it. ``shape`` is known once all rows are."""
 
     tokens: int
     step_id: int
@@ -91,8 +91,8 @@ class ScheduledStep:
     """One step as scheduled: S rows, each a slot of the table with its new tokens.
 
     ``context_lens`` i4[S] are tokens already in the cache, ``query_lens`` i4[S] the new ones,
-    ``is_sampled`` bool[S] marks rows whose last known token is in this step. ``placed`` took
-    their rows in this step, and ``grown`` are the blocks that rows were given for it.
+    ``is_sampled`` bool[S] marks rows whose last known token is in this step. ``placed`` are the
+    sequences that took their rows in this step, ``grown`` the blocks that rows were given for it.
     Rows from ``first_chunk`` on compute a part of a prompt, those before it decode.
     """
 
@@ -138,8 +138,8 @@ class StepOutcome:
     """What one step did: which sequences got a token (with its id), and which ended.
 
     ``sampled_rows`` says which of the step's sampled rows each of ``sampled`` was; rows of
-    sequences that had ended meanwhile are left out. ``failed`` got none, as their logits held no
-    finite value, and have ended.
+    sequences that had ended meanwhile are left out. ``failed`` are those that got none, because
+    their logits held no finite value; they have ended.
     """
 
     sampled: list[tuple[Sequence, int]] = field(default_factory=list)

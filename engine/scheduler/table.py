@@ -20,8 +20,9 @@ class Sequence:
 
     While it runs, its lengths are in the :class:`SequenceTable` row ``slot``; while it waits
     (``slot`` = -1), ``num_tokens`` here says how far it had come. ``output_ids`` holds the
-    generated ids wherever content is known (not in simulation). ``chain`` has the digests of its
-    full blocks where prefixes are reused; those of one that ``has_failed`` are not to be found.
+    generated ids wherever content is known (not in simulation). If prefixes are reused, ``chain``
+    has the digests of its full blocks; blocks of a sequence that ``has_failed`` are never found by
+    others.
     """
 
     request: Request
@@ -109,8 +110,8 @@ class SequenceTable:
         self.num_known: Int32Array = self.counts[3]
         self.max_len: Int32Array = np.zeros(num_slots, np.int32)
         self.num_blocks: Int32Array = np.zeros(num_slots, np.int32)
-        # Places beyond ``num_blocks`` mean nothing. Zeros are memory that is not touched: to fill
-        # 33 MB, for 1,024 slots of 131,072 tokens, took longer than to simulate 100 requests.
+        # Places beyond ``num_blocks`` mean nothing. Zeros are memory that is never touched: filling
+        # 33 MB, for 1,024 slots of 131,072 tokens, took longer than simulating 100 requests.
         self.blocks: Int32Array = np.zeros((num_slots, max_blocks), np.int32)
         self.in_flight: npt.NDArray[np.int8] = np.zeros(num_slots, np.int8)
         self.is_ended: npt.NDArray[np.bool_] = np.zeros(num_slots, np.bool_)

@@ -16,7 +16,7 @@ from engine.spec.request import FinishReason
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """One alternative output: all of it in a document, its newest piece in a chunk.
 
-    ``num_tokens`` counts towards usage. ``prompt_logprobs`` are as vLLM words them, if asked for.
+    ``num_tokens`` counts towards usage. ``prompt_logprobs``, if asked for, have vLLM's form.
     """
 
     index: int

@@ -28,10 +28,7 @@ from engine.server.pace import PacedAnswers
 from engine.server.pages import add_docs
 from engine.server.request_log import RequestLog
 from engine.server.served import ServedEngine
-from engine.server.shapes import (
-    HealthShape,
-    VersionShape,
-)
+from engine.server.shapes import HealthShape, VersionShape
 from engine.server.spans import Traces
 from engine.server.text_coder import TextCoder
 from engine.server.tokens import token_router
@@ -69,8 +66,8 @@ def create_server(
     pages of the API's description; by default nothing. The engine is neither started nor closed
     here. ``defaults`` stand in for what requests leave out; ``limits`` say what is taken of a
     client. Answers of 500 and more are logged, with ``logs_requests`` all others too. ``traces``
-    get a span of each; they are the caller's to close.
-    Where no model is run, ``/version``, the model's owner and a header of every answer say so.
+    get a span of each answer; the caller closes them. If no model is run, ``/version``, the model's
+    owner and a header of every answer say so.
     """
     keys = keys or ServerKeys()
     app = DescribedApp(
@@ -83,23 +80,9 @@ def create_server(
     )
     add_docs(app)
     install_error_handlers(app)
-    app.add_middleware(
-        Gate,
-        limits=limits or RequestLimits(),
-        open_paths=OPEN_PATHS,
-        admit=keys.admit,
-        respond=respond,
+    _add_middleware(
+        app, engine, keys=keys, limits=limits, logs_requests=logs_requests, traces=traces
     )
-    app.add_middleware(
-        RequestLog,
-        logger="engine.request",
-        answer_crash=answer_crash,
-        logs_requests=logs_requests,
-    )
-    if engine.paced_as is not None:
-        app.add_middleware(PacedAnswers, paced_as=engine.paced_as)
-    if traces is not None:
-        app.add_middleware(traces.wrap)
     metrics = ServerMetrics(engine, model_name=model_name, engine_name=engine_name)
     coder = TextCoder(engine, tokenizer)
     service = GenerationService(
@@ -117,6 +100,35 @@ def create_server(
     app.include_router(knob_router(KnobPlane(engine, engine_name=engine_name)))
     app.include_router(_health_router(engine, metrics))
     return app
+
+
+def _add_middleware(
+    app: FastAPI,
+    engine: ServedEngine,
+    *,
+    keys: ServerKeys,
+    limits: RequestLimits | None,
+    logs_requests: bool,
+    traces: Traces | None,
+) -> None:
+    """What every request passes, innermost first: the one added last meets it first."""
+    app.add_middleware(
+        Gate,
+        limits=limits or RequestLimits(),
+        open_paths=OPEN_PATHS,
+        admit=keys.admit,
+        respond=respond,
+    )
+    app.add_middleware(
+        RequestLog,
+        logger="engine.request",
+        answer_crash=answer_crash,
+        logs_requests=logs_requests,
+    )
+    if engine.paced_as is not None:
+        app.add_middleware(PacedAnswers, paced_as=engine.paced_as)
+    if traces is not None:
+        app.add_middleware(traces.wrap)
 
 
 def _health_router(engine: ServedEngine, metrics: ServerMetrics) -> APIRouter:

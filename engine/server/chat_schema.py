@@ -1,4 +1,4 @@
-"""What clients send to have an answer in a conversation, checked as it is read."""
+"""What clients send to get an answer in a conversation, checked as it is read."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class NamedTool(BaseModel):
 class TemplateBody(BaseModel):
     """What the chat template is told beside the conversation.
 
-    ``tools`` and ``tool_choice`` are for the template only: an answer is neither held to them nor
-    searched for calls.
+    ``tools`` and ``tool_choice`` are for the template only: an answer need not obey them, and is
+    not searched for calls.
     """
 
     tools: list[dict[str, Any]] | None = None
@@ -106,7 +106,7 @@ class TemplateBody(BaseModel):
 
     @property
     def template_values(self) -> dict[str, Any]:
-        """By the names that templates know them by; what was left out is left out."""
+        """The values under the names that templates know; what the client left out is left out."""
         given = {
             "tools": self.tools or None,
             "documents": self.documents or None,

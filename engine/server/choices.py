@@ -21,9 +21,9 @@ class ChoiceMaker:
     """Turns the outputs of one choice, in order, into pieces of an answer.
 
     ``opening`` goes before its first text (``echo``), with the log probabilities of the prompt,
-    whose first token is ``first_id``. ``shown`` makes the text where that of the engine is not
-    enough; it may find the choice's end before the engine does. ``has_output`` is False where the
-    caller wants no token, and the one that the engine gives anyway is left out.
+    whose first token is ``first_id``. ``shown`` makes the text if the engine's own is not enough;
+    it may find the choice's end before the engine does. ``has_output`` is False if the caller wants
+    no token: then the one that the engine gives anyway is left out.
     """
 
     index: int

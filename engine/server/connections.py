@@ -1,4 +1,4 @@
-"""uvicorn with bounds: connections have a number, and requests a time by which they have begun."""
+"""uvicorn with bounds: on the number of connections, and on the time until a request has come."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ServerConfig(uvicorn.Config):
             ws="websockets-sansio" if has_sockets else "none",
             ws_max_size=min(MAX_SOCKET_MESSAGE_BYTES, limits.max_body_bytes),
             access_log=False,
-            # The same loop whatever else is installed: with uvloop the connection's socket is
+            # The same event loop whatever else is installed: with uvloop, a connection's socket is
             # another kind of object.
             loop="asyncio",
             # The protocol's own timer is the one that counts.
@@ -46,9 +46,10 @@ class ServerConfig(uvicorn.Config):
 
 
 class BoundedProtocol(StrictProtocol):
-    """A connection that must send a whole request head in time, and after an answer the next one.
+    """A connection that must send each request head in time.
 
-    Between two requests it may rest for longer: until the first byte of the next one, or its end.
+    Between two requests it may rest for longer: until the first byte of the next one, or until it
+    ends.
     """
 
     def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:

@@ -1,4 +1,5 @@
-"""How requests are sampled that do not say so: what a checkpoint's makers recommend, or nothing."""
+"""How requests are sampled that do not say how: as a checkpoint's makers recommend, or
+neutrally."""
 
 from __future__ import annotations
 
@@ -23,10 +24,10 @@ class DefaultsSource(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingDefaults:
-    """Values that stand in for those a request leaves out, named as in ``SamplingParams``.
+    """Values that stand in for those that a request leaves out, named as in ``SamplingParams``.
 
-    Without a file they are neutral. ``max_new_tokens`` limits every request's output, also that of
-    one which asks for more (None: no limit but the context).
+    Without a file they are neutral. ``max_new_tokens`` limits every request's output, even if it
+    asks for more (None: no limit but the context).
     """
 
     temperature: float = 1.0
@@ -54,7 +55,7 @@ class SamplingDefaults:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, where: str) -> Self:
-        """Build from a parsed ``generation_config.json``; null is as good as left out.
+        """Build from a parsed ``generation_config.json``; null counts as left out.
 
         Raises:
             CheckpointError: a value that cannot be sampled with; ``where`` names the file.

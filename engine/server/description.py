@@ -1,6 +1,6 @@
-"""The description of the engine's server: what no route says of itself is completed here.
+"""Completes the description of the engine's server with what routes do not say of themselves.
 
-It is of this server: the model's name in it is the one that is served.
+The model's name in it is that of the served one.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def refuse(document: Json, operation: Json, status: int, media_type: str, schema
 
 
 def show_examples(document: Json, roots: Sequence[type[BaseModel]]) -> None:
-    """Show beside every JSON body and answer what its model shows, or a list of that.
+    """Add to every JSON body and answer the example of its model, or a list of that.
 
-    ``roots``: whose subclasses the models are. The framework leaves nulls out of what they show.
+    ``roots`` are the classes that the models derive from. The framework leaves nulls out of
+    examples.
     """
     schemas = document["components"]["schemas"]
     for model in _below(roots):
@@ -83,7 +84,7 @@ def show_examples(document: Json, roots: Sequence[type[BaseModel]]) -> None:
 
 
 def _media(operation: Json) -> Iterator[Json]:
-    """What the body and the answers that grant it hold, by media type."""
+    """What the body and the successful answers hold, by media type."""
     answers = [found for code, found in operation["responses"].items() if int(code) < 300]
     for part in (operation.get("requestBody", {}), *answers):
         yield from part.get("content", {}).values()
@@ -101,7 +102,7 @@ def _shown(schema: Json, schemas: Json) -> Any:
 
 
 def drop_framework_errors(document: Json) -> None:
-    """Forget the framework's own form of errors, in which nothing is answered."""
+    """Drop the framework's own form of errors, which no answer has."""
     for unused in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(unused, None)
 

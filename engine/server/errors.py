@@ -29,8 +29,8 @@ from engine.spec.errors import (
 logger = logging.getLogger(__name__)
 
 KNOB_PREFIX = "/v1/engine"
-# A guess of when a queue has room again, while nothing has finished; an unhealthy engine needs an
-# operator.
+# A guess at when a queue has room again, used while no request has finished yet; an unhealthy
+# engine needs an operator.
 QUEUE_RETRY_S = 1
 UNHEALTHY_RETRY_S = 10
 CLIENT_CLOSED_REQUEST = 499
@@ -74,8 +74,8 @@ class FieldFault:
 
 
 def as_text(words: str) -> str:
-    """``words``, in which halves of surrogate pairs are escaped: JSON can name them, and they are
-    no text."""
+    """``words`` with halves of surrogate pairs escaped: JSON can name them, but they are no
+    text."""
     return words.encode(errors="backslashreplace").decode()
 
 
@@ -112,7 +112,8 @@ def deadline_exceeded(message: str) -> ApiError:
 
 
 def no_finite_logit(message: str) -> ApiError:
-    """A 500: the model, not the engine, has no answer to this prompt, and asking again has none."""
+    """A 500: the model, not the engine, has no answer to this prompt, and asking again will not
+    give one."""
     headers = {"x-should-retry": "false"}
     return ApiError(500, message, code="non_finite_logits", headers=headers)
 
@@ -202,7 +203,7 @@ def answer_crash(request: Request, _: Exception) -> JSONResponse:
 
 
 def from_http_error(error: HTTPException, request: Request) -> ApiError:
-    """A refusal of the framework, or of the gate before it, as one of this server's."""
+    """A refusal of the framework, or of the gate before it, as an error of this server."""
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(allowed_methods(request))
@@ -215,7 +216,7 @@ def from_http_error(error: HTTPException, request: Request) -> ApiError:
 
 
 def respond(request: Request, error: Exception) -> JSONResponse:
-    """The response for a refusal at the gate; what is none is raised again."""
+    """The response for a refusal at the gate; any other error is raised again."""
     match error:
         case ApiError():
             return render(error, request)

@@ -23,11 +23,11 @@ from engine.server.pages import PAGE_PATHS
 from engine.spec.limits import RequestLimits
 
 CLOSE = {"Connection": "close"}
-# So much, for so long, is taken of a body that nobody wants before the answer goes out: what comes
-# after a connection was closed makes the client's system throw the answer away.
+# This much of an unwanted body is read, for at most this long, before the answer goes out. If more
+# came after the connection was closed, the client's system would throw the answer away.
 MAX_DRAINED_BYTES = 64 * 1024
 DRAIN_S = 0.25
-# Stable words for programs; the phrases of HTTP have changed.
+# Stable words for programs: the phrases of HTTP have changed over time.
 CODES = {
     408: "body_timeout",
     413: "body_too_large",
@@ -35,7 +35,7 @@ CODES = {
     431: "headers_too_large",
 }
 
-# Gives the name under which requests are counted, or raises the refusal of the server it is for.
+# Returns the name under which requests are counted, or raises the server's own refusal.
 Admit = Callable[[Request], Awaitable[str]]
 Respond = Callable[[Request, Exception], Response]
 
@@ -44,8 +44,8 @@ class Gate:
     """Lets requests into ``app`` that are within ``limits`` and that ``admit`` knows.
 
     ``open_paths`` and the pages of the API's description need no key and are not counted.
-    ``respond`` words a refusal as the server's other errors are. Bodies of ``large_bodies``, by
-    method and path, may have so many bytes, and proportionally more time to come.
+    ``respond`` gives a refusal the form of the server's other errors. ``large_bodies`` lists
+    bodies, by method and path, that may have more bytes, and proportionally more time to come.
     """
 
     def __init__(
@@ -118,8 +118,9 @@ def too_large(limits: RequestLimits) -> HTTPException:
 
 
 class _Body:
-    """A request's body as it comes. The little that an answer leaves unread is thrown away; an
-    answer that leaves more ends the connection, which would have to be read to its end otherwise.
+    """A request's body as it comes. If an answer leaves little of it unread, the rest is thrown
+    away; if it leaves more, the connection ends, because it would otherwise have to be read to the
+    end.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: RequestLimits) -> None:
@@ -131,7 +132,7 @@ class _Body:
         has_length = find_header(scope, b"content-length") not in (None, "0")
         is_chunked = find_header(scope, b"transfer-encoding") is not None
         self._is_whole = not has_length and not is_chunked
-        # Such a client sends its body only when it is told to.
+        # A client that asks so sends its body only when told to.
         self._is_coming = find_header(scope, b"expect") is None
 
     async def receive(self) -> Message:

@@ -40,7 +40,7 @@ from engine.spec.errors import EngineError, OverloadError, QueueFullError, RankE
 from engine.spec.request import NO_FINITE_LOGIT, FinishReason, Request, RequestOutput
 from engine.text.tokenizer import Tokenizer
 
-# Answers to requests that nothing is wrong with: the queue is full, the engine unhealthy.
+# Refusals of requests that nothing is wrong with: the queue is full, or the engine unhealthy.
 REFUSALS = (429, 503)
 STREAM_END = b"data: [DONE]\n\n"
 
@@ -114,7 +114,7 @@ class GenerationService:
     ) -> Response:
         """Generate for every prompt and choice; one JSON document, or events when streaming.
 
-        How the requests do by ``slo`` is counted.
+        Counts how the requests do by ``slo``.
 
         Raises:
             ApiError: a prompt too long (400), too much load (429), the engine failed (503).

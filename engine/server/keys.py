@@ -16,9 +16,9 @@ WAY_OUT = "start it with a key in GEARSHIFT_KNOB_KEY or GEARSHIFT_ENGINE_KEY, or
 class ServerKeys:
     """The keys of one server.
 
-    Callers need ``api`` for everything but the open paths; the knob plane needs ``knobs`` in its
-    place, where that is given. A server without either has no knobs, unless it is ``is_local``:
-    reached from its own machine only.
+    Callers need ``api`` for everything but the open paths. If ``knobs`` is given, the knob plane
+    needs that key instead. A server without either key has no knob plane, unless ``is_local``: it
+    is reached from its own machine only.
     """
 
     api: str | None = None
@@ -57,7 +57,7 @@ class ServerKeys:
             return "without a key"
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         is_bearer = scheme.lower() == "bearer"
-        # In constant time: the answer must not tell how much of a key was right.
+        # Compared in constant time: the answer must not tell how much of a key was right.
         if not hmac.compare_digest(given.strip().encode(), key.encode()) or not is_bearer:
             raise ApiError(
                 401,

@@ -167,7 +167,7 @@ class CapabilitiesShape(Shape):
 
 
 class BucketShape(Shape):
-    """Times of steps of up to so many tokens: ``base_s``, ``shift_s``, and so for each rung."""
+    """Times of steps of up to this many tokens: ``base_s``, ``shift_s``, and one for each rung."""
 
     model_config = ConfigDict(extra="allow")
 

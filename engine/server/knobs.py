@@ -173,7 +173,8 @@ class KnobPlane:
         """The policy after the patch, checked against model and envelope."""
         document = self.document()
         for key in LABEL_KEYS:
-            # A document that was read, edited and sent back is fine; a changed label is not.
+            # A document that was read, edited and sent back may hold its labels, but not changed
+            # ones.
             if key in patch and patch[key] != document[key]:
                 raise PolicyError(f"/{key}: {patch[key]!r} cannot be set; it is {document[key]!r}")
         policy = self._engine.policy.merged(
@@ -189,7 +190,7 @@ class KnobPlane:
     def _apply(
         self, policy: EnginePolicy, old: EnginePolicy, limits: TransitionLimits
     ) -> AppliedPolicy:
-        """Apply unless a control plane was quicker: its change is never undone unseen."""
+        """Apply, unless a control plane was quicker: its change must not be undone unseen."""
         try:
             return self._engine.apply(policy, expected=old, limits=limits)
         except StalePolicyError:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
-# Of a request's line and headers together.
+# The most bytes of a request's line and headers together.
 MAX_HEADER_BYTES = 32 * 2**10
 # Requests that a key may save up for a burst, as seconds of its rate.
 BURST_S = 10.0

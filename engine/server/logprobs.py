@@ -21,7 +21,7 @@ MAX_KEPT_TOKENS = 16_384
 class WordedToken:
     """One token with its log probability; ``text`` is ``bytes:\\x..`` where it is no whole text.
 
-    The first token of a prompt has none: nothing stands before it to tell of it.
+    The first token of a prompt has none, because nothing stands before it to predict it.
     """
 
     token_id: int
@@ -153,8 +153,8 @@ def _by_id(words: TokenWords, num_best: int, position: TokenLogprobs) -> dict[st
 def _by_text(position: WordedPosition) -> dict[str, float] | None:
     """Each token of a position once, under its text, best first.
 
-    Several ids may have one text. It belongs to the chosen token, else to the best; the others
-    are ``token_id:ID``. So the largest value stands under the chosen text only if that was best.
+    Several ids may have one text. It belongs to the chosen token, else to the best; the others are
+    ``token_id:ID``. So the largest value stands under the chosen text only if that token was best.
     """
     chosen = position.chosen
     if chosen.logprob is None:

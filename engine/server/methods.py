@@ -12,7 +12,8 @@ PARAMETER = re.compile(r"{[^}]*}")
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """Those of every route of the request's path; the framework names those of the first."""
+    """The methods of all routes of the request's path; the framework names only the first
+    route's."""
     path, found = request.scope["path"], set()
     for route in iter_route_contexts(request.app.routes):
         # An id has no colon, though a route for it would take NAME:cancel for one.

@@ -138,7 +138,7 @@ class _Progress:
         return (self.last_s - self.first_s) / (self.num_tokens - 1)
 
     def end(self, reason: FinishReason, now_s: float) -> EndedRequest:
-        """Its life as spans tell it; it ended at ``now_s`` where it has no token."""
+        """Its life as spans tell it; without a token, it ended at ``now_s``."""
         has_tokens = self.num_tokens > 0
         return EndedRequest(
             arrival_s=self.request.arrival_s,
@@ -213,6 +213,12 @@ class _EngineCollector(Collector):
         yield self._iteration_tokens(stats)
 
     def _gearshift(self, stats: EngineStats) -> Iterator[Metric]:
+        yield from self._of_door(stats)
+        yield self._gauge("gearshift_policy_version", "Policy in force", stats.policy_version)
+        yield from self._of_steps(stats)
+        yield from self._of_time(stats)
+
+    def _of_door(self, stats: EngineStats) -> Iterator[Metric]:
         yield self._by(
             CounterMetricFamily,
             "gearshift_requests_refused",
@@ -225,6 +231,8 @@ class _EngineCollector(Collector):
             "The most requests that are let in; infinite: whatever comes",
             math.inf if stats.admitted_rps is None else stats.admitted_rps,
         )
+
+    def _of_steps(self, stats: EngineStats) -> Iterator[Metric]:
         yield self._by(CounterMetricFamily, "gearshift_steps", "Steps", "mode", stats.steps)
         yield self._by(
             CounterMetricFamily,
@@ -245,7 +253,9 @@ class _EngineCollector(Collector):
             "Requests ended because no logit was finite",
             stats.non_finite_logits,
         )
-        yield self._gauge("gearshift_policy_version", "Policy in force", stats.policy_version)
+
+    def _of_time(self, stats: EngineStats) -> Iterator[Metric]:
+        """Where the seconds of steps went."""
         yield self._by(
             GaugeMetricFamily,
             "gearshift_time_share_ratio",
@@ -290,7 +300,7 @@ class _EngineCollector(Collector):
         return family
 
     def _cache_config(self, stats: EngineStats) -> Metric:
-        """The size of the KV cache, told by labels: gateways know it from vLLM so."""
+        """The size of the KV cache, told by labels, as gateways know it from vLLM."""
         family = GaugeMetricFamily(
             "vllm:cache_config_info",
             "KV cache of all replicas: tokens of a block, and blocks",

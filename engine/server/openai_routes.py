@@ -128,7 +128,8 @@ def chat_router(
     async def chat(
         http: Request, body: Annotated[ChatBody, Body(openapi_examples=CHATS)], slo: Objective
     ) -> Response:
-        """Word a conversation by the chat template and answer it, at once or streamed."""
+        """Turn a conversation into a prompt by the chat template and answer it, at once or
+        streamed."""
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
         ids = await coder.encode_chat(body.messages, body.template_values)

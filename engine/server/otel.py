@@ -1,7 +1,7 @@
 """Spans and GenAI metrics by OpenTelemetry's SDK, sent by OTLP over HTTP.
 
-Where to, what is sampled and how the service is called is read by the SDK from its ``OTEL_*``
-variables. Names: OpenTelemetry's semantic conventions for HTTP and for generative AI.
+The SDK reads from its ``OTEL_*`` variables where to send, what to sample and the service's name.
+Names: OpenTelemetry's semantic conventions for HTTP and for generative AI.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class OtelTraces(Traces):
         return _OtelCall(self, asked, trace.get_current_span())
 
     def observe(self, asked: AskedCall, ended: EndedRequest) -> None:
-        """Take a request's latencies in; those to and per token only of whole requests."""
+        """Take in a request's latencies; time to first token and time per token only of whole
+        requests."""
         attributes = {
             "gen_ai.operation.name": asked.operation,
             "gen_ai.provider.name": PROVIDER,

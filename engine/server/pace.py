@@ -1,4 +1,4 @@
-"""Answers of an engine that runs no model say so, each of them."""
+"""Every answer of an engine that runs no model says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers written byte for byte, where no application writes them."""
+"""Answers written byte for byte, for cases in which no application writes them."""
 
 from __future__ import annotations
 

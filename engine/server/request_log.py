@@ -17,7 +17,7 @@ from engine.server.headers import find_header
 REQUEST_ID_HEADER = b"x-request-id"
 # A caller's id is echoed and stored, so it must be short and plain.
 PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# Asked for every second or so by machines.
+# Machines ask for these every second or so.
 QUIET_PATHS = ("/health", "/healthz", "/readyz", "/ping", "/metrics", "/heartbeats")
 
 
@@ -27,8 +27,8 @@ class RequestLog:
     The id is in ``state.trace_id``, in a header of the answer, and in every line that is logged
     meanwhile (``request_id``). Each request is logged when it is over: server errors as warnings,
     others if ``logs_requests``, and those of :data:`QUIET_PATHS` and of paths with one of
-    ``quiet_beginnings`` only while debugging. What crashes
-    ``app`` before an answer has begun is answered by ``answer_crash``.
+    ``quiet_beginnings`` only while debugging. If ``app`` crashes before an answer has begun,
+    ``answer_crash`` answers.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RequestLog:
             log = self._log.debug if is_quiet else self._log.info
         else:
             return
-        # The id in the answer's body, by which the engine's own lines name its requests.
+        # The id in the answer's body, which the engine's own log lines use for its requests.
         response_id = scope["state"].get("response_id")
         named = {} if response_id is None else {"response_id": response_id}
         log(

@@ -1,8 +1,8 @@
 """Bodies of the OpenAI endpoints, checked field by field; nothing is ignored silently.
 
-A field this server does not have is refused by name, as it may change the answer. Exceptions are
-those that hold nothing (null), those whose value asks for what happens anyway (``NEUTRAL``), and
-those that no answer depends on (``IGNORED``), of which the log tells once.
+A field that this server does not have is refused by name, because it may change the answer.
+Exceptions are fields that hold nothing (null), fields whose value asks for what happens anyway
+(``NEUTRAL``), and fields that no answer depends on (``IGNORED``; the log mentions each once).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
 }
 Penalty = Annotated[float, Field(ge=-2, le=2), NUMBER]
-# Strict: to Python true is the number 1, and to whoever sends it is not.
+# Strict, because in Python true is the number 1, but not for whoever sends it.
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
 # Names of JSON are texts.
 NamedId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
@@ -199,7 +199,8 @@ class GenerationBody(BaseModel):
 
     @property
     def asked_tokens(self) -> int | None:
-        """The output limit the caller named, or None; the newer of its two names goes first."""
+        """The output limit that the caller named, or None; of its two names, the newer one counts
+        first."""
         newer = self.max_completion_tokens
         return self.max_tokens if newer is None else newer
 
@@ -315,7 +316,7 @@ class CompletionBody(GenerationBody):
         return [item for item in prompt if not isinstance(item, int)]
 
 
-# A part of another type is refused by its name, which the schema alone would not do.
+# Refuses a part of another type by its name, which the schema alone would not do.
 
 
 def _or(value: Number | None, default: Number) -> Number:

@@ -56,7 +56,7 @@ class ServedEngine(Protocol):
 
     @property
     def paced_as(self) -> str | None:
-        """The hardware that steps are paced as, where no model is run; None where one is."""
+        """The hardware that steps are paced as; None if a model runs."""
         ...
 
     @property
@@ -70,9 +70,9 @@ class ServedEngine(Protocol):
         ...
 
     def submit(self, request: Request, on_output: OnOutput) -> Future[None] | None:
-        """Hand a request in; None when it is accepted already, else what will tell.
+        """Hand a request in; returns None if it is accepted already, else a future that will tell.
 
-        ``on_output`` is called on a thread of the engine's and must not block.
+        ``on_output`` is called on a thread of the engine and must not block.
 
         Raises (or the future does):
             RequestError: it could never run.
@@ -84,7 +84,7 @@ class ServedEngine(Protocol):
     def abort(self, request_id: str, *, reason: FinishReason = FinishReason.ABORT) -> None:
         """End a request with ``reason``; unknown ids do nothing.
 
-        It is ``stop`` when whoever makes the text found a stop string in it.
+        ``reason`` is ``stop`` if whoever makes the text has found a stop string in it.
         """
         ...
 
@@ -113,5 +113,6 @@ class ServedEngine(Protocol):
     def preview(
         self, policy: EnginePolicy, *, limits: TransitionLimits = DEFAULT_LIMITS
     ) -> PricedTransition | None:
-        """How ranks would start and end for ``policy``, None where none would. Raises so, too."""
+        """How ranks would start and end for ``policy``; None if none would. Raises as Engine
+        does."""
         ...

@@ -21,7 +21,7 @@ def shown(example: dict[str, Any]) -> ConfigDict:
 
 
 class Shape(BaseModel):
-    """An object with these fields and no others; one with a default may be left out."""
+    """An object with these fields and no others; fields with a default may be left out."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,7 +42,7 @@ class PromptLogprobShape(Shape):
     decoded_token: str
 
 
-# Of each position the tokens by id; null at the first, which nothing stands before.
+# The tokens of each position by id; null for the first, which nothing stands before.
 PromptLogprobs = list[dict[str, PromptLogprobShape] | None]
 
 

@@ -24,10 +24,10 @@ class ShownText:
     """Makes the text of one choice from its token ids, under a wish of its caller.
 
     What the engine ended the choice with, a stop string or an ``end_ids`` token, is found here
-    again, to show it or not. With special tokens shown, a stop string may also be completed
-    where the engine sees none: ``is_stopped`` tells, there is no text from then on, and
-    ``num_used`` tells how many tokens of the last output belong to the choice. Text of the first
-    ``min_tokens`` tokens is not searched.
+    again, to show it or not. If special tokens are shown, they may complete a stop string that the
+    engine does not see. Then ``is_stopped`` is set, no more text comes, and ``num_used`` is how
+    many tokens of the last output belong to the choice. Text of the first ``min_tokens`` tokens is
+    not searched.
     """
 
     def __init__(

@@ -15,8 +15,8 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from engine.spec.request import FinishReason
 
 MAX_SLO_MS = 86_400_000
-# Requests are counted by the step of these ladders that their objective lies on, so that clients
-# cannot make more than 89 classes, whatever they ask for.
+# Objectives are rounded up to a step of these ladders, so that clients cannot make more than 89
+# classes to count, whatever they ask for.
 TTFT_STEPS_MS = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 TPOT_STEPS_MS = (5, 10, 20, 50, 100, 200, 500)
 
@@ -69,7 +69,7 @@ class Slo:
     def outcome(
         self, reason: FinishReason, *, ttft_s: float | None, tpot_s: float | None
     ) -> SloOutcome:
-        """How a request ended that took so long; TPOT says nothing of one token (None).
+        """How a request ended that took this long; TPOT is None for a single token.
 
         A whole request without a positive TTFT is a miss.
         """

@@ -21,10 +21,10 @@ from engine.spec.request import FinishReason, Request, RequestOutput
 
 T = TypeVar("T")
 
-# Others get their turn on the event loop after so many submissions of one call.
+# After this many submissions of one call, others get their turn on the event loop.
 SUBMITTED_AT_ONCE = 32
-# The engine looks at deadlines between two steps, and at none while ranks start. Its own word is
-# waited for so long; then the caller is told without it.
+# The engine looks at deadlines between two steps, and not at all while ranks start. We wait this
+# long for its own answer; then the caller is told without it.
 LATE_S = 0.5
 
 
@@ -51,7 +51,8 @@ class LoopBridge:
                 self._loop.call_soon_threadsafe(self._run)
 
     def _run(self) -> None:
-        # Before the queue is read: a call appended after that must wake the loop again.
+        # Cleared before the queue is read: a call that is appended afterwards must wake the loop
+        # again.
         self._is_woken = False
         while self._calls:
             self._calls.popleft()()
@@ -85,7 +86,7 @@ class OutputStream:
         self._items: list[ChoiceOutput] = []
         self._waiter: asyncio.Future[None] | None = None
         self._unfinished: set[int] = set()
-        # Those that were ended here, of which the engine may yet speak.
+        # Requests ended here, about which the engine may still send something.
         self._late: set[int] = set()
         self._deadline_s = requests[0].deadline_s  # all have the same
 
@@ -98,7 +99,7 @@ class OutputStream:
                 self._unfinished.add(index)
                 answer = self._engine.submit(request, partial(self._receive, index))
                 if index == 0 and answer is not None:
-                    # With the first one the whole call is let in, or not.
+                    # The first request decides whether the whole call is let in.
                     await asyncio.wrap_future(answer)
                 else:
                     answers.append(answer)
@@ -145,7 +146,8 @@ class OutputStream:
             self._end_late()
 
     def _end_late(self) -> None:
-        """End every choice although the engine has not, since their deadline has passed."""
+        """End every choice because its deadline has passed, although the engine has not ended
+        it."""
         for index in sorted(self._unfinished):
             request_id = self._requests[index].request_id
             self._engine.abort(request_id, reason=FinishReason.DEADLINE)

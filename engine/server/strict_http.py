@@ -1,7 +1,7 @@
 """uvicorn's protocol over httptools, as strict with a client as the standard asks.
 
-httptools reads a request in C. What it leaves to its caller is seen to here: how long a head may
-be, how many requests may wait for their turn, and what is told to whom when something is wrong.
+httptools reads a request in C. This file does what it leaves to its caller: limit the length of a
+head and the number of waiting requests, and answer when something is wrong.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from engine.server.limits import MAX_HEADER_BYTES
 from engine.server.raw import last_answer
 
-# A client may send so many requests before the first of them is answered; after these the
-# connection closes, and it sends the others again.
+# A client may send this many requests before the first of them is answered. After these the
+# connection closes, and the client sends the others again.
 MAX_PIPELINED = 64
 PLAIN_TEXT = "text/plain; charset=utf-8"
 
@@ -27,8 +27,8 @@ class StrictProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # Bytes that came since the last whole head or part of a body: a head, or what a client
-        # writes around the parts of a body.
+        # Bytes since the last whole head or part of a body: the next head, or what a client writes
+        # around the parts of a body.
         self._unread_bytes = 0
         self._has_begun = False  # a request, whose end has not come
         self._is_in_body = False
@@ -46,7 +46,8 @@ class StrictProtocol(HttpToolsProtocol):
             data = self._read(data)
 
     def _read(self, data: bytes) -> bytes:
-        """Read ``data``; what is left of it after a request for a protocol that is not spoken."""
+        """Read ``data``; returns what is left of it after a request for a protocol that is not
+        spoken."""
         self._unread_bytes += len(data)
         try:
             self.parser.feed_data(data)

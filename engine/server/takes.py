@@ -1,4 +1,4 @@
-"""What bodies take, said in their schemas: nulls, fields that change nothing, and strict values."""
+"""Says in their schemas what bodies take: nulls, fields that change nothing, and strict values."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def _check_number(value: object) -> object:
     return value
 
 
-# A JSON number: neither true nor "1" is taken for one. (Floats do so when they are strict.)
-# Where bounds stand beside it, it comes after them, so that the description has them too.
+# A JSON number; neither true nor "1" counts as one (as with strict floats). If bounds stand beside
+# it, it must come after them, or the description would lack them.
 NUMBER = BeforeValidator(_check_number)
 # Neither "yes" nor 1.
 Flag = Annotated[bool, Field(strict=True)]

@@ -1,4 +1,4 @@
-"""OpenTelemetry as an option: on where its own variables name a collector, else free of cost.
+"""OpenTelemetry as an option: on if its own variables name a collector, else free of cost.
 
 OpenTelemetry's SDK is an extra of the package (``otel``), and imported only when it is on.
 """

@@ -6,7 +6,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan, padded_vocab_size
 from engine.spec.settings import Caps
 
-# A threshold is a hot knob, so a Shift plan keeps room for the largest that a search tries.
+# A threshold is a hot knob, so a Shift plan keeps room for the largest one that a search tries.
 LARGEST_SHIFT_TOKENS = 2048
 # Logits in two bytes and in four, and what a sampler with top-k and top-p sorts and masks. vLLM
 # 0.11 logs 38.3 to 38.6 on H100 for models from 0.6 to 70 billion parameters, whatever the TP

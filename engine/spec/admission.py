@@ -10,9 +10,9 @@ from typing import Any
 
 from engine.spec.errors import PolicyError
 
-# What may come at once, where nobody says: so many seconds of the rate.
+# What may come at once unless somebody says otherwise: this many seconds of the rate.
 BURST_S = 2.0
-# With less the highest priority could not be kept half of it.
+# With less, half of it could not be kept for the highest priority.
 LEAST_BURST = 2
 MOST_RATE_RPS = 1e9
 MOST_BURST = 2**31 - 1
@@ -62,7 +62,7 @@ class Admission:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Admission | None:
-        """Read what :meth:`to_json` wrote, without what is null; None of an empty one.
+        """Read what :meth:`to_json` wrote, leaving out nulls; None if nothing is left.
 
         Raises:
             PolicyError: a burst without a rate, or a value that cannot be.

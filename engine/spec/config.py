@@ -16,9 +16,9 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.quantisation import WeightFormat
 from engine.spec.settings import Caps, Settings
 
-# Beyond a second per collective nothing is emulated that anyone would serve with.
+# Nobody would serve over links that take more than a second per collective.
 MOST_LATENCY_US = 1e6
-# More cores than any host of CPU ranks has.
+# More threads than any host of CPU ranks has cores.
 MOST_THREADS = 1024
 # Larger steps take longer on the device than their launches take on the host.
 MOST_GRAPH_TOKENS = 8192
@@ -96,16 +96,16 @@ class EngineConfig:
 
     ``quantisation`` is what the layers of a plain checkpoint are quantised to as they load.
     ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
-    rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the
-    same without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
+    rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the same
+    without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
     ``executor_name`` is the entry point of ``gearshift.executors`` that an ``extension`` has.
-    ``hardware`` names what a simulated executor's steps take the time of, for whoever asks;
+    ``hardware`` names, for whoever asks, the hardware whose step times a simulated executor takes;
     ``start_s_of`` says how long ranks of a plan take to start there, while the engine serves.
     ``threads_per_rank`` compute on each CPU rank; None: what ``OMP_NUM_THREADS`` says, else cores
     over ranks. On CUDA, steps of up to ``max_graph_tokens`` run as CUDA graphs (0: none do).
-    ``mode_table_path`` keeps the measured mode table between starts.
-    ``step_timeout_s`` bounds steps of which nothing is known yet. ``coin_seed`` is for tests:
-    modes flip by a coin (see ``ModeChooser``).
+    ``mode_table_path`` keeps the measured mode table between starts. ``step_timeout_s`` bounds
+    steps of which nothing is known yet. ``coin_seed`` is for tests: modes flip by a coin (see
+    ``ModeChooser``).
     """
 
     model_dir: Path
@@ -155,7 +155,7 @@ class EngineConfig:
 
     @property
     def paced_as(self) -> str | None:
-        """The hardware that steps are paced as, where no model is run; None where one is."""
+        """The hardware that steps are paced as; None if a model runs."""
         if self.executor is not ExecutorKind.SIMULATED:
             return None
         return self.hardware or "unnamed hardware"

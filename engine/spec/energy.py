@@ -41,7 +41,8 @@ class EnergyUse:
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyCounters:
-    """Joules of each device, by its name, since a start of its own; empty where nobody knows."""
+    """Joules of each device, by name, each counted from some start of its own; empty if nobody
+    knows."""
 
     at_s: float = 0.0
     joules: Mapping[str, float] = field(default_factory=dict)
@@ -49,8 +50,8 @@ class EnergyCounters:
     def until(self, later: EnergyCounters) -> EnergyUse | None:
         """What was used from here to ``later``.
 
-        None where it is not known of every device: without counters, with other devices than
-        before, or with a counter that began anew. A part of the devices would be too little.
+        None unless it is known for every device: without counters, with other devices than before,
+        or with a counter that began anew. The sum over some of the devices would be too low.
         """
         if not self.joules or self.joules.keys() != later.joules.keys():
             return None

@@ -12,7 +12,7 @@ from engine.spec.names import did_you_mean
 
 
 class ExtensionPoint(StrEnum):
-    """The groups of entry points, each told in a page under ``docs/how-to``."""
+    """The groups of entry points, each explained in a page under ``docs/how-to``."""
 
     TRACE_READERS = "gearshift.trace_readers"
     FORECASTERS = "gearshift.forecasters"

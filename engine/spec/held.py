@@ -1,5 +1,5 @@
-"""Plans that need no other shards than those ranks hold: each of their modes is a rung of the plan
-that the ranks were started with (docs/ladder.md).
+"""Plans that the shards held by ranks suffice for: each of their modes is a rung of the plan that
+the ranks were started with (docs/ladder.md).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from engine.spec.settings import Settings
 
 
 def why_not_held(held: ParallelPlan, plan: ParallelPlan) -> str | None:
-    """Why ranks that hold the shards of ``held`` must start again to step as ``plan``; None where
-    they need not.
+    """Why ranks that hold the shards of ``held`` must start again to run ``plan``; None if they
+    need not.
     """
     if plan == held:
         return None
@@ -40,7 +40,7 @@ def held_under(held: ParallelPlan, plan: ParallelPlan) -> ParallelPlan:
 
 
 def list_held(held: ParallelPlan) -> tuple[ParallelPlan, ...]:
-    """Every plan that ranks holding the shards of ``held`` step as without starting again."""
+    """Every plan that ranks holding the shards of ``held`` can run without starting again."""
     if not held.shift:
         return (held,)
     rungs = [held.rung(mode) for mode in held.modes]

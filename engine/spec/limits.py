@@ -11,18 +11,17 @@ MIB = 2**20
 class RequestLimits:
     """What one client can take of a server.
 
-    ``max_body_bytes`` ends a body that is longer (413), ``header_timeout_s`` a connection that
-    sends no whole request line and headers for so long after it was opened or the first byte of
-    them came, ``keep_alive_s`` one that sends nothing for so long after an answer, and
-    ``body_timeout_s`` a body that has not come by then (408). Beyond ``max_connections`` the one
-    that has waited longest without a request is cut, else the new one is answered 503.
-    ``rate_per_s`` are requests per key, of which ten seconds' worth may come at once (429 beyond
-    them; 0: any number).
+    A body of more than ``max_body_bytes`` is refused (413), and so is one that has not come within
+    ``body_timeout_s`` (408). A connection is closed if a whole request head has not come within
+    ``header_timeout_s`` of its opening or of the head's first byte, or if nothing comes within
+    ``keep_alive_s`` of an answer. Beyond ``max_connections`` the one that has waited longest
+    without a request is cut, else the new one is answered 503. ``rate_per_s`` are requests per key,
+    of which ten seconds' worth may come at once (429 beyond them; 0: any number).
     """
 
     max_body_bytes: int = 16 * MIB
     header_timeout_s: float = 10.0
-    # Longer than the pauses of clients and of proxies before it, which else send a request just as
+    # Longer than the pauses of clients and proxies, which would otherwise send a request just as
     # the connection is closed, and lose it.
     keep_alive_s: float = 75.0
     body_timeout_s: float = 60.0

@@ -63,9 +63,8 @@ class ModelConfig:
     def from_dir(cls, model_dir: Path | str, *, shape_only: bool = False) -> ModelConfig:
         """Read ``config.json`` (and ``generation_config.json`` where present).
 
-        With ``shape_only`` a kind of rope that the engine does not know is let through, and so are
-        quantised weights of any kind, which are not told of: for predictions, which need the shape
-        alone.
+        With ``shape_only``, for predictions that need nothing else, an unknown kind of rope and any
+        kind of quantised weights are let through, and the result does not mention them.
 
         Raises:
             CheckpointError: no such file, no JSON, an unsupported family, a key that is not
@@ -201,8 +200,8 @@ class ModelConfig:
         return layers * self._layer_bytes(plan, dtype) + max(ends)
 
     def quantised(self, form: WeightFormat) -> ModelConfig:
-        """The same model, its layers quantised in ``form`` as they are loaded where they are not
-        yet; int8 ones with rows rounded, or not, as ``form`` says.
+        """The same model with its layers quantised in ``form`` as they load, unless they already
+        are; with int8, rows are rounded or not as ``form`` says.
 
         Raises:
             CheckpointError: the checkpoint is quantised in another format.
@@ -220,7 +219,7 @@ class ModelConfig:
         return self
 
     def holding(self, *, is_kept: bool, has_head: bool = False) -> ModelConfig:
-        """The same quantised model, as ranks hold it that keep its weights or make them plain."""
+        """The same quantised model as held by ranks that keep its weights (or make them plain)."""
         assert self.quantisation is not None, "a plain model is held as it is"
         held = replace(self.quantisation, is_kept=is_kept, has_head=has_head)
         return replace(self, quantisation=held)

@@ -15,7 +15,7 @@ def find_nearest(word: str, known: Iterable[str]) -> str | None:
     if not 0 < len(word) <= MAX_WORD_CHARS:
         return None
     found = get_close_matches(word.lower(), by_lower, n=1)
-    # Two letters that changed places weigh too much in a short word.
+    # In a short word, two swapped letters would count too much.
     letters = sorted(word.lower())
     found += [name for name in by_lower if sorted(name) == letters]
     return by_lower[found[0]] if found else None

@@ -63,8 +63,8 @@ class ParallelPlan:
     @cached_property
     def modes(self) -> tuple[Mode, ...]:
         """The modes a step of this plan may run in: with Shift on the whole ladder, from base down
-        to shift. A stage of more ranks than any machine has no rungs between: a plan that only
-        somebody's document names is not worth the search.
+        to shift. A stage with more ranks than any machine has gets no rungs in between: such a plan
+        exists only in somebody's document, and is not worth the search.
         """
         if not self.shift:
             return (BASE,)
@@ -118,7 +118,7 @@ class ParallelPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSpec:
-    """What a command line says: a plan and, with ``shift=N``, its threshold in tokens; with
+    """What a command line says: a plan, with ``shift=N`` its threshold in tokens, and with
     ``4x2=N`` that of a rung.
     """
 

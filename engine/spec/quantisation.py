@@ -17,7 +17,7 @@ SCALE_BYTES = 4
 # Products of fp8 are computed over no fewer inputs at once.
 LEAST_COLUMNS = 32
 MOST_COLUMNS = 2**16
-# Notes of the tools, and the rounding of activations: each row by a scale of its own here, which
+# Notes of the tools, and how activations are rounded: here each row has a scale of its own, which
 # is as fine as any of theirs.
 _FP8_KEYS = frozenset(
     {

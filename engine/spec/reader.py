@@ -1,4 +1,4 @@
-"""Values of a JSON object by key, each of the kind it should be or refused by its name."""
+"""Values of a JSON object by key; one of the wrong kind is refused by name."""
 
 from __future__ import annotations
 

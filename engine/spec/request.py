@@ -138,7 +138,7 @@ class Request:
 
     A smaller ``priority`` goes first where the scheduler's order is by priority, and is let in
     first where admission is limited. A request that has not ended at ``deadline_s`` is ended then.
-    ``num_let_in``: so many requests of one call are let in with it, itself included; 0: it was let
+    ``num_let_in``: how many requests of one call are let in with it, itself included; 0: it was let
     in with another. Blocks of the prefix cache are shared among requests of equal ``cache_salt``.
     """
 
@@ -162,7 +162,7 @@ class Request:
 
     @property
     def lengths(self) -> str:
-        """Whose length it is and what it is made of, to begin a refusal with."""
+        """The request's id and what its length is made of, to begin a refusal with."""
         return (
             f"request {self.request_id}: {len(self.prompt_ids)} prompt tokens plus "
             f"max_tokens {self.sampling.max_tokens}"

@@ -27,7 +27,7 @@ KNOWN_PARAMETERS = frozenset(
     }
 )  # fmt: skip
 YARN_BETA_FAST, YARN_BETA_SLOW = 32.0, 1.0
-# Factors are above it: dividing by less would leave the numbers there are.
+# Factors are above this: dividing by less would leave the range of floats.
 TINY = 1e-6
 
 
@@ -47,8 +47,7 @@ class RopeScaling:
 
     ``attention_factor`` scales cosines and sines. ``short_factors`` and ``long_factors`` (one a
     frequency) divide the frequencies of contexts up to ``original_max_positions`` and beyond.
-    ``dynamic`` stretches contexts beyond the model's own, which no engine runs: up to there it
-    changes nothing.
+    ``dynamic`` changes only contexts beyond the model's own, which no engine runs.
     """
 
     kind: RopeKind = RopeKind.LLAMA3

@@ -24,7 +24,7 @@ from engine.spec.rungs import (
 MemberT = TypeVar("MemberT", bound=StrEnum)
 NameT = TypeVar("NameT", bound=str)
 
-# Beyond any device, and what every part that counts can hold.
+# More than any device needs, and small enough for every counter.
 MOST_CAP = 2**31 - 1
 SHIFT_KNOBS = ("enabled", "threshold_tokens", "rungs", "rung_thresholds")
 # What follows the load; plan and order are the engine's own.
@@ -87,7 +87,7 @@ class Settings:
     ``threshold_tokens`` (of shift), ``rung_thresholds`` (of the rungs between base and shift) and
     ``rungs`` (the modes steps may run in; None: all) mean something on Shift plans only. Plan and
     order are the engine's own; thresholds, rungs, caps and pin are the *hot* part that follows the
-    load. ``admission`` None: whatever comes is let in.
+    load. ``admission`` None: every request is let in.
 
     Raises:
         PolicyError: a negative threshold, a pin or an order of another type, or a mode that the
@@ -167,7 +167,7 @@ class Settings:
 
     @property
     def threshold_warning(self) -> str | None:
-        """What is doubtful about the threshold, while it is what decides."""
+        """What is doubtful about the threshold, if it is the threshold that decides."""
         if not self.is_by_threshold:
             return None
         return shift_warning(self.plan, self.largest_below_base, self.caps.max_num_seqs)

@@ -17,7 +17,8 @@ class RankShare:
     ``plan`` is the replica's (dp=1) and ``rank`` lies in it. The KV cache has ``num_kv_blocks``
     blocks of ``block_size`` tokens, of which each of the ``num_slots`` sequences has
     ``max_blocks_per_seq`` at most. ``quantisation``: see ``EngineConfig``. On CUDA steps of up to
-    ``max_graph_tokens`` run as graphs. It travels to ranks as it is, so that its folder is a text.
+    ``max_graph_tokens`` run as graphs. It is sent to ranks as it is, which is why its folder is a
+    string.
     """
 
     model_dir: str

@@ -1,4 +1,5 @@
-"""The text of an output: detokenised as it comes, cut at stop strings, held back meanwhile."""
+"""The text of an output: detokenised as it comes, and cut at stop strings, for which some is held
+back."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     padding = backend.padding
     if padding:
         specials.named.setdefault("pad_token", padding["pad_token"])
-    # Both are for batches of examples: a prompt is neither filled up nor cut.
+    # Both are for batches of examples; a prompt is neither padded nor cut.
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = bool(config.get("split_special_tokens", False))

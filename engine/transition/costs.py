@@ -11,7 +11,7 @@ from engine.spec.errors import PolicyError
 from engine.spec.plan import ParallelPlan
 from engine.transition.planning import Transition, Way
 
-# How long a replica that leaves may finish its requests, where nobody says.
+# How long a leaving replica may take to finish its requests, unless somebody says otherwise.
 DEFAULT_DRAIN_S = 30.0
 # A day: longer than any request.
 MOST_DRAIN_S = 86_400.0

@@ -153,7 +153,8 @@ class _Places:
     def _victims(
         self, left: Sequence[Slot], fresh: Sequence[Slot], in_the_way: frozenset[Slot]
     ) -> tuple[Slot, ...] | None:
-        """Who must leave: those in the way, and more where devices or memory do not reach."""
+        """The replicas that must leave: those in the way, and more if devices or memory do not
+        suffice."""
         victims = [slot for slot in left if slot in in_the_way]
         others = [slot for slot in left if slot not in in_the_way]
         while not self.has_room(len(others), len(fresh) + 1):

@@ -17,8 +17,8 @@ PARENT_GONE_EXIT_CODE = 3
 
 
 PARENT_POLL_MS = 500
-# Keys, and addresses of databases, which may hold a password; in any spelling of case. A child that
-# needs one is told it by whoever starts it.
+# Variables that hold keys, or addresses of databases, which may contain a password; upper or lower
+# case. Whoever starts a child that needs one tells it.
 SECRET_VARIABLE = re.compile(r"GEARSHIFT_\w*(_KEY|DATABASE_URL)", re.IGNORECASE)
 
 

@@ -14,7 +14,8 @@ PING = b""
 
 class Meeting(msgspec.Struct, frozen=True, kw_only=True):
     """Where ranks meet: ``address`` is the library of shared memory ("": plain Python), or the
-    socket of torch.distributed. Who does not come to a collective is waited for ``timeout_s``.
+    socket of torch.distributed. A rank that does not come to a collective is waited for
+    ``timeout_s``.
     """
 
     backend: str
@@ -33,7 +34,7 @@ class RankSetup(msgspec.Struct, tag="setup", kw_only=True):
 
 class RankReady(msgspec.Struct, tag="ready", kw_only=True):
     """A rank has loaded its shard. ``weight_bytes`` counts resident parameter storage once;
-    ``computes_by`` says for people what runs its products, on how many threads.
+    ``computes_by`` says in words what runs its products, on how many threads.
     """
 
     rank: int

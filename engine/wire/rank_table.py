@@ -87,8 +87,8 @@ class RankTable:
         return rows
 
     def _next_token(self, step: StepPlan) -> StepRows | None:
-        """The last step's rows one token on, where the step is that: a third of the time of
-        :meth:`_rows`, which counts at one sequence. None for any other.
+        """The last step's rows one token on, if this step is just that; None if not. It takes a
+        third of the time of :meth:`_rows`, which matters with one sequence.
         """
         if self._decoded is None or step.starts or step.grown_slots or step.query_lens:
             return None
@@ -153,7 +153,7 @@ class RankTable:
     def _rows(self, slots: Int32Array, query_lens: Int32Array, starts: list[SlotStart]) -> StepRows:
         context_lens, start_lens = self._num_computed[slots], self._start_len[slots]
         ends = context_lens + query_lens
-        # Past its told tokens a row goes on with its own last sample, which the host never sends.
+        # After its told tokens, a row goes on with its own last sample, which the host never sends.
         is_own = context_lens >= start_lens
         is_fine = ends <= np.maximum(start_lens, context_lens + 1)
         assert is_fine.all(), (
@@ -241,7 +241,8 @@ class RankTable:
 
 
 def _is_decode(rows: StepRows) -> bool:
-    """Whether each row was one token behind a sample of its own, and nobody asks of its prompt."""
+    """Whether each row was one token behind a sample of its own, and nobody asks about its
+    prompt."""
     num_rows = len(rows.slots)
     is_own = len(rows.placeholder_at) == num_rows == len(rows.token_ids)
     return is_own and rows.num_prompt_logprobs < 0

@@ -1,4 +1,4 @@
-"""Servers that are not ours: where they answer, and what was seen and done of them last."""
+"""Servers that are not ours: where they answer, and what was last seen of and done to them."""
 
 from __future__ import annotations
 

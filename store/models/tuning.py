@@ -127,7 +127,7 @@ class CostModel(Base):
 
 
 class Groundwork(Base):
-    """What the trials of an open job rest on, as JSON, with the key that tells what it is of."""
+    """What the trials of an open job rest on, as JSON, with the key that identifies it."""
 
     __tablename__ = "groundworks"
 

@@ -1,4 +1,5 @@
-"""What is said of settings and of where they run, beside the plan and the load. Quick to import."""
+"""What a question says of settings and of where they run, beside the plan and the load. Quick to
+import."""
 
 from __future__ import annotations
 
@@ -10,13 +11,14 @@ if TYPE_CHECKING:
     from engine.spec.settings import Caps
     from tuner.described.node import Node
 
-# Hardware that ends so is the file of a server profile.
+# Hardware whose name ends like this is the file of a server profile.
 PROFILE_SUFFIX = ".json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedCaps:
-    """What a step may hold and take; None: as the serving system does by default."""
+    """How much a step may hold and how long it may take; None: as by the serving system's
+    default."""
 
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -43,7 +45,7 @@ class ServedBy:
 
     @property
     def chosen_backend(self) -> str | None:
-        """The serving system with the settings named, None where neither is."""
+        """The serving system with the named settings; None if neither is named."""
         if not self.backend_set:
             return self.backend
         from tuner.described.parse import backend_of
@@ -53,7 +55,7 @@ class ServedBy:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedAs(ServedBy):
-    """What a described node is made of, beside its hardware and its model. ``max_model_len`` None:
+    """The options of a described node, beside its hardware and its model. ``max_model_len`` None:
     the model's context."""
 
     block_size: int = 16
@@ -97,8 +99,8 @@ class ServedAs(ServedBy):
 
 @dataclass(frozen=True, kw_only=True)
 class ThisMachine:
-    """What is said of this machine, and of no described one. ``cost_model`` None: its newest;
-    ``link`` is an emulated one, as in ``latency_us=20,gbps=100``."""
+    """Options that apply to this machine only, not to described hardware. ``cost_model`` None: its
+    newest; ``link`` is an emulated one, as in ``latency_us=20,gbps=100``."""
 
     cost_model: str | None = None
     link: str | None = None

@@ -67,8 +67,8 @@ class Carried(Answer):
         )
 
     def summary(self) -> pd.DataFrame:
-        """As :meth:`to_frame`, without loads at which one draw alone was looked at, and columns
-        that do not apply."""
+        """As :meth:`to_frame`, without loads that were looked at in a single draw, and without
+        columns that do not apply."""
         rows = self.to_frame()
         return rows[rows["draws"] > 1].dropna(axis="columns", how="all")
 

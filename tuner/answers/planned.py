@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Planned(Answer):
-    """What planning found; ``model`` as it was named. ``ways`` are what would help where nothing
-    meets the SLA, ``table`` what rate each plan carries, if they were looked for."""
+    """What planning found; ``model`` as it was named. If they were asked for, ``ways`` are the ways
+    out when nothing meets the SLA, and ``table`` has the rate that each plan carries."""
 
     report: PlanReport
     model: str
@@ -41,7 +41,7 @@ class Planned(Answer):
 
     @property
     def best(self) -> OperatingPoint | None:
-        """The best by the goal, None where nothing meets the SLA with enough certainty."""
+        """The best by the goal; None if nothing meets the SLA with enough certainty."""
         return self.report.selection.best
 
     @property
@@ -64,7 +64,7 @@ class Planned(Answer):
         return plan_json(self.report, model=self.model, ways=self.ways, table=self.table)
 
     def summary(self) -> pd.DataFrame:
-        """The chosen plans by role; where there is none, the near misses."""
+        """The chosen plans by role; if there are none, the near misses."""
         found = choices(self.report)
         points = {choice.role: choice.point for choice in found}
         if not found and (closest := self.report.selection.closest) is not None:
@@ -105,7 +105,7 @@ class Planned(Answer):
 def look_for_ways(
     report: PlanReport, *, jobs: Jobs, on_stage: Callable[[str], None] = lambda _: None
 ) -> WaysOut | None:
-    """What would help where nothing meets the SLA; None where something does."""
+    """What would help if nothing meets the SLA; None if something does."""
     if report.selection.best is not None:
         return None
     with plan_again(report, jobs=jobs) as again:
@@ -133,9 +133,9 @@ def plan(
 ) -> Planned:
     """Judge every plan by simulation, as ``gearshift plan``, and name the best by ``objective``.
 
-    ``devices`` None: all of the hardware. ``jobs``: processes, None for one per core; a script
-    that uses them needs ``if __name__ == "__main__"``. ``ways_out``: where nothing meets the SLA,
-    also find the load, the devices and the bounds with which a plan does (ten times as long).
+    ``devices`` None: all of the hardware. ``jobs``: processes, None for one per core; a script that
+    uses them needs ``if __name__ == "__main__"``. ``ways_out``: if nothing meets the SLA, also find
+    the load, the devices and the bounds with which a plan would (which takes ten times as long).
 
     Raises:
         TunerError: an unknown name, or no plan can run the model there.

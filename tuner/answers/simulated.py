@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tuner.pictures.picture import Picture
 
-# Given the name of a stage ("simulate", "interval"), the progress that it is to report to.
+# Gives, for the name of a stage ("simulate", "interval"), the progress that the stage reports to.
 OnStage = Callable[[str], AbstractContextManager[OnProgress]]
 
 
@@ -128,7 +128,7 @@ class Simulated(Answer):
 
 
 def run_case(question: Question, case: Case, *, on_stage: OnStage = quietly) -> Simulated:
-    """Run the case, and twice more for its interval where it has one."""
+    """Run the case, and twice more for its interval if it has one."""
     with on_stage("simulate") as show:
         result = case.run(1.0, show)
     intervals = None

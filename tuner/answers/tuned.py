@@ -32,7 +32,7 @@ class Tuned(Answer):
 
     @property
     def settings(self) -> Settings | None:
-        """The recommended settings, None where nothing meets the SLA with enough certainty."""
+        """The recommended settings; None if nothing meets the SLA with enough certainty."""
         found = self.report.recommendation
         return None if found is None else found.settings
 
@@ -114,8 +114,8 @@ def tune(
 
     Nothing is kept in the local database; the command keeps trials. ``cost_model`` is the document
     of one, None: this machine is profiled first. ``budget``: device time that live runs may use, as
-    in ``device_minutes=30``. ``is_cancelled`` is asked between trials: when it
-    says so, the answer is made of what was found.
+    in ``device_minutes=30``. ``is_cancelled`` is asked between trials: once it says yes, the answer
+    is made of what was found so far.
 
     Raises:
         TunerError, PolicyInputError, EngineError: whatever in the question is at fault.

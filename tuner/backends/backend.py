@@ -49,14 +49,14 @@ class HostShares:
 class HostTimes:
     """Host work of one step: ``step_s``, plus ``seq_s`` per sequence, plus ``request_s`` per
     sequence that computes a part of its prompt and ``prompt_token_s`` per token of it. A step with
-    such a sequence adds ``prompt_layer_s`` per layer, where kernels are replayed from graphs in
-    steps of decodes alone and started one by one in the others.
+    such a sequence adds ``prompt_layer_s`` per layer, in systems that replay kernels from graphs in
+    steps of decodes alone and start them one by one in other steps.
 
     ``is_overlapped``: it runs beside the ranks' work, and ranks wait only for what exceeds that.
-    ``exposed_s`` is never hidden behind a step, nor is ``exposed_seq_s`` per sequence where the
-    rest is: what can only begin with a step's results. A plan of several stages adds
-    ``pipeline_step_s`` (messages to the other stages and back) and ``pipeline_seq_s`` per sequence
-    (what shares the scheduler's process there: answers to clients, requests packed for others).
+    ``exposed_s``, and ``exposed_seq_s`` per sequence, are never hidden behind a step: that work can
+    only begin with a step's results. A plan of several stages adds ``pipeline_step_s`` (messages to
+    the other stages and back) and ``pipeline_seq_s`` per sequence (what shares the scheduler's
+    process there: answers to clients, requests packed for others).
     """
 
     step_s: float
@@ -105,9 +105,9 @@ class HostTimes:
 class KernelTimes:
     """Times of this system's kernels over those that the device's curves were measured with
     (vLLM's); below 1 they are quicker. ``fp8_gemm`` is for products in fp8, ``fp8_block_gemm`` for
-    block-scaled ones (over those of ``block_kernel``), ``gemm`` for others. ``rounds_apart``:
-    activations for products in fp8 are rounded by a pass of its own; not so where scales are known
-    before and the operation that writes the activations rounds them.
+    block-scaled ones (over those of ``block_kernel``), ``gemm`` for others. ``rounds_apart``: a
+    separate pass rounds the activations of products in fp8. There is none if scales are known
+    beforehand, since the operation that writes the activations then rounds them.
     """
 
     gemm: float = 1.0
@@ -165,7 +165,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceCaps:
-    """Default caps on devices with at least ``min_memory_gib`` whose names hold none of
+    """Default caps on devices with at least ``min_memory_gib`` whose names contain none of
     ``not_named``."""
 
     min_memory_gib: float
@@ -195,9 +195,9 @@ class Backend:
     ``step_order`` is what shares a step: prompts and decodes, or prompts alone before decodes.
     ``kv_cache_dtype`` is what it keeps keys and values in.
 
-    ``release`` is the one whose defaults it has: in a file the newest that is known. ``releases``
-    are those at which a default changed, ``device_caps`` the default caps by device, the first
-    that fits. ``changed`` are the settings that somebody chose, as ``key=value``.
+    ``release`` is the one whose defaults it has; in a file, the newest that is known. ``releases``
+    are those at which a default changed, ``device_caps`` the default caps by device, the first that
+    fits. ``changed`` are the settings that somebody chose, as ``key=value``.
 
     Raises:
         TunerError: an interval below 0, or a wait of prompts where steps are not scheduled ahead.
@@ -261,7 +261,7 @@ class Backend:
         return replace(chosen, release=release, changed=changed)
 
     def origin_of(self, key: str, device: DeviceSpec | None = None) -> str:
-        """Where the value of a setting is from, for whoever reads a list of them."""
+        """Where the value of a setting comes from, for a list of settings."""
         if any(word.partition("=")[0] == key for word in self.changed):
             return "named"
         if self.release and key in self._defaults_of(self.release, self.name):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-# What was never measured is off by this much more.
+# Step times of what was never measured are off by this much more.
 OUTSIDE_FACTOR = 1.5
 
 
@@ -33,7 +33,7 @@ class StepErrorBand:
     unexplained: float = 0.0
 
     def holds(self, clients: float, tp: int) -> bool:
-        """Whether a replica with so many requests at once and such a degree is in it."""
+        """Whether a replica with this many requests at once and this degree is in it."""
         return self.min_clients <= clients <= self.max_clients and self.min_tp <= tp <= self.max_tp
 
 

@@ -98,7 +98,7 @@ class ServedTimer:
             )
             for launch in set(launches.values())
         }
-        # Rungs between are launched like base: they exchange heads, too.
+        # Rungs between base and shift are launched like base, because they exchange heads, too.
         modes = dict.fromkeys([*launches, *plan.modes])
         self._timers = {mode: timers[launches.get(mode, backend.launch)] for mode in modes}
         self._host = backend.host

@@ -38,7 +38,7 @@ def capacity_json(
     bytes.
 
     ``settings`` None: those of a server that does not tell. ``origin`` says where step times and
-    memory come from, or who was driven.
+    memory come from, or which server was driven.
     """
     return {
         "schema": SCHEMA,
@@ -83,7 +83,7 @@ def answer_json(found: Capacity, workload: Workload) -> dict[str, Any]:
 
 
 def live_json(live: LiveCapacity, workload: Workload) -> dict[str, Any]:
-    """How long a server was driven, and what the driver itself could not do."""
+    """How long a server was driven, and what the driver itself failed to do."""
     undrivable = live.undrivable
     return {
         "seconds": live.seconds,

@@ -1,10 +1,10 @@
-"""What runs of some plans say of the simulated capacity of others.
+"""Corrects the simulated capacity of plans by runs of other plans.
 
-A simulated capacity is off by what the step model is off, and on a machine whose ranks share their
-cores with the front end and the clients, by what those take. Plans that were run tell how much:
-``log(measured / simulated)`` of each. Others are moved by the mean of plans with as many devices,
-else of all, and their intervals are widened by how much it differed from plan to plan. Where few
-were run, the error of the step model counts as one more of them.
+A simulated capacity is off by as much as the step model, and, on a machine whose ranks share their
+cores with the front end and the clients, by what those take. Each plan that was run tells how much:
+``log(measured / simulated)``. Other plans are moved by the mean over plans with as many devices (or
+over all), and their intervals are widened by how much plans differ. If few plans were run, the
+error of the step model counts as one more of them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from engine.spec.plan import ParallelPlan
 from policies.capacity_table import CarriedRate
 from policies.points import INTERVAL_Z
 
-# Two plans differ by this much, as a log ratio (90 % half width), however good the step model is.
+# However good the step model is, two plans differ by this much, as a log ratio (90 % half width).
 LEAST_DOUBT = 0.1
 
 
 def corrected(
     entry: CarriedRate, log_ratios: Mapping[ParallelPlan, float], *, doubt: float
 ) -> CarriedRate:
-    """A simulated ``entry`` as the ``log_ratios`` of plans that were run let it be believed.
+    """A simulated ``entry``, corrected by the ``log_ratios`` of plans that were run.
 
-    ``doubt`` is the 90 % half width of the step model's log ratios. Without any run nothing is
-    known of what a step model leaves out, and the entry stays as it is. No run raises it: front end
-    and clients only take away, and a model that is too slow for one plan (once by a factor of 250,
-    of a mode it knew little of) is not so for another.
+    ``doubt`` is the 90 % half width of the step model's log ratios. Without any run, nothing is
+    known of what a step model leaves out, and the entry stays as it is. Runs never raise it: front
+    end and clients only take away, and a model that is too slow for one plan (once by a factor of
+    250, for a mode it knew little of) need not be so for another.
     """
     if not log_ratios:
         return entry

@@ -1,10 +1,10 @@
 """The load that a running server carries within an SLA, found by driving it for a bounded time.
 
-A probe is some seconds of the workload's traffic at one rate, each another draw. A driver that was
-itself late makes its probe worthless: it is set aside, and where a second one is late too, this
-machine cannot send that rate, and lower ones are looked at. First the neighbourhood is bracketed;
-the time that is left goes to rates around the crossing of a falling fit of P(SLA met). Probes drawn
-anew give the interval.
+A probe is some seconds of the workload's traffic at one rate, each another draw. If the driver
+itself was late, its probe is worthless and set aside. If a second one is late too, this machine
+cannot send that rate, and lower rates are looked at. First the neighbourhood is bracketed. The
+remaining time goes to rates around the point where a falling fit of P(SLA met) crosses the
+verdict's least chance. Probes drawn anew give the interval.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ from tuner.spec.errors import TunerError
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
 
-# So many probes fill the time, if each takes as long again to drain.
+# This many probes fill the time if each takes as long again to drain.
 NUM_PROBES = 10
 MOST_PROBES = 3 * NUM_PROBES
 LEAST_PROBE_S = 0.5
-# Of so many times the requests that a percentile leaves over, at least one late one shows.
+# A probe has this many times the requests of which a percentile leaves one over, so that late ones
+# show.
 LATE_ONES = 2.5
-# The driver's p99 may be that late, or a share of the tightest bound on TTFT or E2E if less.
+# The driver's p99 may be this late, or a share of the tightest bound on TTFT or E2E if that is
+# less.
 MOST_LAG_MS = 20.0
 MOST_LAG_SHARE = 0.1
 # Bracketing ends within this ratio of two rates: the fit does the rest.
@@ -59,7 +61,7 @@ BESIDE = 1.06
 
 # Sends a workload's requests, prompts by the seed, until all have ended or it is told to stop.
 Drive = Callable[[Workload, int, Callable[[], bool]], Measurement]
-# What a run shows, with its sampling intervals, under a seed.
+# Makes a point of a run, with its sampling intervals, under a seed.
 Estimates = Callable[[Measurement, int], Mapping[str, Estimate]]
 
 
@@ -159,7 +161,8 @@ class LiveSearch:
 
     @property
     def _limits(self) -> tuple[float, float]:
-        """The least factor of which enough requests come in a quarter of the time, the greatest."""
+        """The least factor at which enough requests come in a quarter of the time, and the
+        greatest."""
         least, greatest = limits_of(self.workload)
         if (rate := self.workload.rate_rps) is not None and self.workload.closed is None:
             least = max(least, 4 * least_requests(self.sla) / (rate * self.seconds))
@@ -175,7 +178,7 @@ class LiveSearch:
         return probe is not None and probe.is_dependable
 
     def _look(self, factor: float) -> Probe | None:
-        """Probe once; where the driver is late, once more. None: it was late twice."""
+        """Probe once, and once more if the driver is late. None: it was late twice."""
         factor = reachable(self.workload, factor)
         for _ in range(2):
             if self._is_over or self._num_probes >= self.most_probes:
@@ -297,7 +300,7 @@ def _interval(probes: Sequence[Probe]) -> tuple[float, float]:
 
 
 def _cliff(probes: Sequence[Probe], factor: float) -> Cliff | None:
-    """None where nothing was probed beside the capacity, or a tenth above it."""
+    """None if nothing was probed at the capacity, or a tenth above it."""
 
     def beside(wanted: float) -> list[Probe]:
         return [p for p in probes if wanted / BESIDE <= p.factor <= wanted * BESIDE]

@@ -29,13 +29,14 @@ class Run(Protocol):
 
 # A run of a workload with all step times multiplied by a number.
 RunOn = Callable[[Workload, float, OnProgress], Run]
-# Fewer requests than that say little of a p95.
+# Fewer requests than this say little of a p95.
 LEAST_REQUESTS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What load is looked for: ``settings``, run by ``run_on``, under ``workload`` within ``sla``.
+    """The question: which load of ``workload`` ``settings``, run by ``run_on``, carry within
+    ``sla``.
 
     ``interval`` is the 90 % half width of log(true / simulated) step times.
     """

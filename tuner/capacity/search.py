@@ -29,25 +29,26 @@ NUM_DRAWS = 5
 NUM_BOOTSTRAPS = 400
 # Bisection ends within this ratio of two rates.
 BRACKET_RATIO = 1.06
-# Where every look is a whole plan, the edge is known within this ratio.
+# If every look simulates a whole plan, the edge is found within this ratio.
 TIGHTER = 1.05
-# Farther than this from the workload's own rate nothing is looked for; nor beyond so many requests.
+# Nothing is looked for farther than this from the workload's own rate, or with more requests than
+# this.
 MOST_DOUBLINGS = 10
 MOST_REQUESTS = 100_000
-# Attainment falls by that much within that much more load: a cliff.
+# A cliff: attainment falls by this much within this much more load.
 CLIFF_LOAD = 1.1
 CLIFF_FALL = 0.1
 
-# Looks of the bisection that are expected before it has begun: at its ends, then halving it.
+# How many looks of the bisection to expect before it has begun: at its ends, then halving it.
 EXPECTED_BRACKET = 8
 
-# How many looks are done, and how many they will be, as far as is known by then.
+# How many looks are done, and how many there will be, as far as is known.
 OnProbe = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cliff:
-    """What becomes of the share of requests that meet the SLA just above the capacity."""
+    """How the share of requests that meet the SLA changes just above the capacity."""
 
     attainment: float
     attainment_above: float
@@ -149,7 +150,8 @@ def bracket(
     stride: float = 2.0,
 ) -> tuple[float | None, float | None]:
     """A factor that passes and one, at most ``ratio`` higher, that does not. None: even the least
-    does not pass, or even the greatest does. From ``start`` it goes so many times up or down."""
+    does not pass, or even the greatest does. From ``start`` it goes up or down by factors of
+    ``stride``."""
     least, greatest = limits
     good: float | None = None
     bad: float | None = None

@@ -27,16 +27,16 @@ from tuner.workload.workload import Workload
 
 # Draws of the arrivals for each entry.
 NUM_DRAWS = 3
-# One draw is off by that much: settings so near to the best of as many devices are fitted too, and
-# those that carry so much less than fewer devices are not.
+# One draw is off by this much. So settings this near to the best of as many devices are fitted too,
+# and those that carry this much less than fewer devices are not.
 NEAR = 0.97
 MOST_NEAR = 2
-# Replicas carry about as many times what one does, give or take that share: what is farther from
-# the best of as many devices is not looked at, nor are replicas preferred to it.
+# N replicas carry N times what one does, give or take this share. So what is farther than that from
+# the best of as many devices is not looked at, and replicas are not preferred to such a best.
 REPLICAS_OFF = 0.2
 
-# From the quantile of step times that a verdict allows for to the fastest, in half widths of their
-# interval.
+# The distance, in half widths of their interval, from the step times that a verdict allows for to
+# the fastest ones.
 FASTER = (NormalDist().inv_cdf(MIN_CHANCE) + INTERVAL_Z) / INTERVAL_Z
 
 Passes = Callable[[Settings, float], bool]
@@ -57,7 +57,7 @@ class Standing:
 def climb(
     options: Sequence[Settings], passes: Passes, limits: tuple[float, float], *, start: float = 1.0
 ) -> Standing | None:
-    """The best of ``options``, all of one plan; None where none carries even the least load.
+    """The best of ``options``, all of one plan; None if none carries even the least load.
 
     The others are tried at a load just above what is carried already, so most cost one look.
     """
@@ -85,7 +85,7 @@ def near(standing: Standing, passes: Passes, limits: tuple[float, float]) -> Sta
 
 
 def worth_looking(known: Iterable[Standing], guesses: Iterable[Standing]) -> list[Standing]:
-    """Of the guesses those that may come near the best of as many devices, or of fewer."""
+    """The guesses that may come near the best of as many devices, or of fewer."""
     known, guesses = list(known), list(guesses)
     return [
         guess
@@ -145,11 +145,11 @@ def check_has_table(workload: Workload) -> float:
 def entry_of(
     asked: Asked, standing: Standing, joules_at: Callable[[float], float | None]
 ) -> CarriedRate | None:
-    """The rate with its interval; None where the draws together carry no load.
+    """The rate with its interval; None if the draws together carry no load.
 
     The rate is carried with slow steps, as far as the verdict asks for it (``MIN_CHANCE``), and the
     low end by unlucky draws, too; the high end by lucky draws and the fastest steps that may be. A
-    rate is taken to go with the speed of steps.
+    rate is taken to be proportional to the speed of steps.
 
     ``joules_at`` gives the joules a request takes at a factor of the load.
     """
@@ -177,12 +177,13 @@ def table_of(
     *,
     beside: ParallelPlan | None = None,
 ) -> CapacityTable:
-    """The table of what was found, without what costs more and carries no more.
+    """The table of what was found, without entries that cost more and carry no more.
 
-    Of as many devices the one whose low end carries most, unless another may carry as much (their
-    intervals overlap) and can be added and given back while others serve: more replicas of what the
-    table has for fewer devices, or of the plan ``beside`` it that is to be in force; else the most
-    replicas. Another pipeline or tensor degree stops them all.
+    For each number of devices it has the entry whose low end carries most, unless another may carry
+    as much (their intervals overlap) and can be added and given back while others serve: more
+    replicas of what the table has for fewer devices, or of the plan ``beside`` that is to be in
+    force; else the one with the most replicas. Another pipeline or tensor degree would stop all
+    replicas.
     """
     found = [entry for entry in entries if entry is not None]
     return CapacityTable(
@@ -217,8 +218,8 @@ def _ease(
 
 
 def _may_carry_as_much(entry: CarriedRate, best: CarriedRate) -> bool:
-    """Whether their intervals overlap, and not only for want of knowledge; what was never run is no
-    match for what was."""
+    """Whether their intervals overlap for more than want of knowledge: what was never run does not
+    count as equal to what was."""
     if _level(entry) < _level(best):
         return False
     if entry.rate_rps < (1 - REPLICAS_OFF) * best.rate_rps:

@@ -27,7 +27,7 @@ from tuner.spec.space import THRESHOLDS, build_space
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
 
-# What the published plug-in takes where nobody names a threshold.
+# The threshold that the published plug-in takes unless somebody names one.
 PUBLISHED_THRESHOLD = 512
 MOST_HYBRIDS = 3
 
@@ -201,7 +201,7 @@ def _plans(runner: _Runner) -> tuple[ParallelPlan, ...]:
 
 
 def _shift_cases(runner: _Runner) -> list[Case]:
-    """Shift over one replica of all devices where that can run, else over several."""
+    """Shift over one replica of all devices if that can run, else over several."""
     question = runner.question
     shifting = [plan for plan in _plans(runner) if plan.shift]
     if not shifting:

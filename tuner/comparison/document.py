@@ -95,7 +95,7 @@ def _label(each: Runs) -> str:
     settings = each.case.settings
     if settings is None or each.case.kind is Kind.BOUND:
         return each.case.name
-    # A table goes by times, not by thresholds.
+    # A mode table chooses by times, not by thresholds.
     text = str(settings.plan) if settings.pin == TABLE else settings.plan_text
     return f"{each.case.name} ({text})"
 
@@ -116,7 +116,7 @@ def _change(each: Runs, other: Runs, key: str) -> Change | None:
 
 
 def _best_json(able: Sequence[Runs], key: str, *, is_less: bool) -> dict[str, Any] | None:
-    """The best that can be set in ``key``, and how far the next one is behind."""
+    """The best case by ``key`` that can really be set, and how far the next one is behind."""
     ranked = sorted(
         (
             (mean if is_less else -mean, number)

@@ -21,7 +21,7 @@ from policies.sla import Sla
 from tuner.comparison.metrics import metric_keys
 from tuner.workload.workload import Workload
 
-# Simulates settings under a load, with all step times multiplied by a number.
+# Simulates settings under a load with all step times multiplied by a number.
 RunAt = Callable[[Settings, Workload, float], Measurement]
 ATTAINMENT = "attainment"
 

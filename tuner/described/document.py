@@ -207,8 +207,8 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
 
 
 def _unaligned(node: Node, plan: ParallelPlan) -> str | None:
-    """Why a checkpoint with int4 or block-scaled weights may not start under ``plan``: a rank's
-    rows of the products that end attention and FFN must be whole groups."""
+    """Why a checkpoint with int4 or block-scaled weights may not start under ``plan``: in the
+    products that end attention and FFN, a rank's rows must be whole groups."""
     group = {Precision.INT4: INT4_GROUP, Precision.FP8_BLOCK: BLOCK}.get(node.precision)
     if group is None:
         return None

@@ -1,4 +1,4 @@
-"""What a run costs in energy, estimated: busy seconds by kind times a device's watts.
+"""Estimates the energy of a run: busy seconds of each kind times a device's watts.
 
 An estimate, not a measurement: a device draws one of three powers, whatever the step; links,
 processors, fans and power supplies are left out. It serves to compare runs on one kind of device.
@@ -49,7 +49,7 @@ class BusyTime:
     def __post_init__(self) -> None:
         if min(self.wall_s, self.prefill_s, self.decode_s) < 0:
             raise TunerError(f"busy time {self}: a time is below 0")
-        # Sums of many step times: a little more than all is rounding.
+        # Sums of many step times round: a little more than all of the time counts as all.
         if self.busy_rank_s > self.rank_s * (1 + 1e-6) + 1e-6:
             raise TunerError(f"busy time {self}: ranks were busy longer than the run took")
 

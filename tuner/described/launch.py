@@ -23,10 +23,10 @@ def node_commands(
 ) -> tuple[LaunchCommand, ...]:
     """A command or a reason for every serving system, with memory and context as simulated.
 
-    ``model``: as the user named it; commands load it where it is a folder or a published name, and
-    what its publisher offers under a name of the catalog.
-    ``longest_tokens``: of one request, which a context that is cut still holds.
-    ``queued_tokens``: as :func:`~tuner.described.queue_limit.queued_tokens` computes them.
+    ``model`` is as the user named it. Commands load it if it is a folder or a published name; for a
+    name of the catalog, they load what its publisher offers. ``longest_tokens`` is the longest
+    request, which even a cut context must hold. ``queued_tokens``: as
+    :func:`~tuner.described.queue_limit.queued_tokens` computes them.
     """
     is_folder = has_checkpoint(model)
     is_loadable = is_folder or "/" in model
@@ -61,7 +61,7 @@ def node_commands(
 
 
 def _named_async(node: Node) -> bool | None:
-    """Asynchronous scheduling where it is not the newest release's default."""
+    """Asynchronous scheduling, if it differs from the newest release's default."""
     known = load_backend(node.backend.name)
     is_on = node.backend.host.is_overlapped
     return None if is_on == known.host.is_overlapped else is_on

@@ -45,13 +45,13 @@ class Node:
     )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Timers hold what no other process can be sent: each makes its own.
+        # Timers cannot be sent to other processes, so each process makes its own.
         return {**self.__dict__, "_timers": {}}
 
     @property
     def has_rungs(self) -> bool:
-        """Whether its backend steps on rungs between base and shift: they are views of one copy of
-        the weights, so not where each of the two modes has its own.
+        """Whether its backend can use rungs between base and shift. They are views of one copy of
+        the weights, so it cannot if each of the two modes has a copy of its own.
         """
         return not self.backend.has_second_weights
 
@@ -89,7 +89,8 @@ class Node:
 
     @property
     def unmeasured(self) -> str:
-        """That the backend's figures come from no served run; the document has their source."""
+        """A note that the backend's figures come from no served run; the document has their
+        source."""
         return (
             f"{self.backend.title} was never measured on a GPU: a step may be off by "
             f"{percent(self.interval)}"
@@ -180,7 +181,8 @@ class Node:
             front_end=self.backend.front_end,
             prompt_wait=self.backend.prompt_wait,
             look_ahead=self.backend.look_ahead,
-            # Prompts that share nothing find nothing: their contents need not be made.
+            # Prompts that share nothing find nothing in the cache, so their contents need not be
+            # made.
             keeps_prefixes=keeps and workload.shares_beginnings,
             step_order=self.backend.step_order,
             envelope=envelope,

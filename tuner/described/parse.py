@@ -21,9 +21,9 @@ from tuner.spec.errors import TunerError
 from tuner.work.models import CONFIG, find_quantisation, load_model
 
 AUTO = "auto"
-# Ranks here, and engines paced as hardware that is not here, are this project's own.
+# Ranks on this machine, and engines paced as other hardware, are this project's own.
 OWN_BACKEND = "gearshift"
-# On hardware that is not here: what most operators have, and what was measured there.
+# The default on hardware that is not here: most operators have it, and it was measured there.
 DEFAULT_BACKEND = "vllm"
 
 

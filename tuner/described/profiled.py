@@ -55,7 +55,7 @@ class ProfiledNode(Node):
     def memory(
         self, plan: ParallelPlan, *, caps: Caps | None = None, needed_kv_tokens: int = 1
     ) -> MemoryEstimate:
-        """As the server told; of the rest it only shows that there was room."""
+        """As the server told; for anything else it is only known that there was room."""
         known = self._known(plan)
         kv_bytes = self.model.kv_bytes_per_token(plan, self.precision.dtype)
         weights = self.model.weight_bytes_per_rank(plan, self.precision.dtype)
@@ -116,8 +116,8 @@ def node_of(
 
 
 def _backend(profile: ServerProfile, known: ProfiledPlan) -> Backend:
-    """How the system schedules, by its profile; what was seen of it in place of that one's times,
-    which are of GPU servers."""
+    """The system's profile, for how it schedules, with the times that were seen in place of the
+    profile's own, which are those of GPU servers."""
     base = load_backend(profile.system)
     return replace(
         base,
@@ -134,8 +134,8 @@ def _backend(profile: ServerProfile, known: ProfiledPlan) -> Backend:
 
 
 def _device(name: str) -> DeviceSpec:
-    """What the server runs on, of which nothing is known: no peak of it enters any answer, since
-    a :class:`ProfiledNode` tells step times and memory itself."""
+    """A stand-in for the server's unknown device: none of its peaks enters any answer, because a
+    :class:`ProfiledNode` tells step times and memory itself."""
     link = LinkSpec(
         name="unknown", title="unknown", version=1, source=SOURCE, bytes_per_s_per_direction=1.0,
         efficiency=1.0, call_s=0.0, exchange_s=0.0, hop_s=0.0, send_s=0.0,

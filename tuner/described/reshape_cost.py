@@ -80,7 +80,7 @@ CPU_RANKS = ReshapeTimes(
     rank_bytes_per_s=2e9,
     node_bytes_per_s=4e9,
 )
-# This engine keeps warmed-up processes; a device's context and its group are made anew.
+# This engine keeps warmed-up processes; only a device's context and its group are made anew.
 GEARSHIFT_ON_GPU = ReshapeTimes(
     source="guess: spare processes as on CPU, 5 s for context and communicator; weights from the "
     "page cache at 5 GB/s per rank and 40 GB/s per node, 17 s of graphs per mode (both as in a "

@@ -20,7 +20,7 @@ from tuner.step_model.server_fit import SeenSteps
 from tuner.work.counts import MODEL_SIZES, model_sizes
 
 SCHEMA = "server-profile/v1"
-# Of a load, what follows its step times closely; waiting times magnify them.
+# The metrics of a load that follow its step times closely; waiting times magnify errors.
 STEP_METRICS = ("mean_tpot_ms", "throughput_tokens_per_s")
 
 

@@ -74,12 +74,13 @@ def step_error(
         return StepError(prefill=node.interval, decode=node.interval)
     clients = mean_active(settings, workload, metrics) / plan.dp
     unseen = _unseen(known, node)
-    # What groups differ by holds what their devices do.
+    # How much groups differ includes how much their devices do.
     devices = {*known.devices, *(group.device for group in known.compared if unseen)}
     outside = tuple(_outside(known, devices, node, plan, workload, clients))
     factor = OUTSIDE_FACTOR if outside else 1.0
     device, precision = node.hardware.device, node.precision
-    # Runs on a device that was compared show its error too; of others it may be the larger one.
+    # Runs on a compared device show the device's error, too; on others, its own error may be the
+    # larger one.
     least = 0.0
     if device.name not in devices or device.interval_for(precision) > device.interval:
         least = device.interval_for(precision)
@@ -109,7 +110,7 @@ def mean_active(settings: Settings, workload: Workload, metrics: Mapping[str, fl
 
 
 def _unseen(known: StepErrors, node: Node) -> str:
-    """Words where no run that was compared is of this model on this device."""
+    """Says so in words if no compared run is of this model on this device."""
     device = node.hardware.device.name
     if any(
         group.device == device and _is_alike(find_model(group.model), node.model)
@@ -121,7 +122,7 @@ def _unseen(known: StepErrors, node: Node) -> str:
 
 
 def _is_alike(one: ModelConfig | None, other: ModelConfig) -> bool:
-    """Whether two models take the same products: weights of another training make no difference."""
+    """Whether two models have the same products: weights of another training make no difference."""
     return one is not None and model_sizes(one) == model_sizes(other)
 
 

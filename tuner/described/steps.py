@@ -25,9 +25,9 @@ from tuner.work.degrees import Degree, Scaling, Trick
 from tuner.work.shapes import STEP_TOKENS, decode_shape, prompt_shape, step_shape
 from tuner.workload.workload import Workload
 
-# More degrees than that are asked of no machine.
+# No machine is asked about more degrees than this.
 MOST_DEGREE = 64
-# Sequences of the step whose speed-up is told; fewer where some degree has no room for them.
+# Sequences of the step whose speed-up is told; fewer if some degree has no room for them.
 STEP_SEQS = 64
 PIECES = {
     "gemm": "products",

@@ -20,7 +20,7 @@ INDENT = "  "
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What was asked, whatever it is answered for; ``sla`` None: the run is judged by none."""
+    """What was asked, wherever it runs; ``sla`` None: the run is judged by none."""
 
     model: str
     workload: Workload

@@ -62,7 +62,7 @@ def _prefix_seconds(
     heads: float,
     kv_heads: float,
 ) -> FloatArray:
-    """What the prefix adds, where long prompts reach ``share`` of the peak."""
+    """What the prefix adds if long prompts reach ``share`` of the peak."""
     # Tiles run in waves over the multiprocessors; ``fill`` is the share of them that work. Fewer
     # tiles than multiprocessors are split along the keys.
     tiles = seqs * heads * np.ceil(queries / QUERY_TILE)

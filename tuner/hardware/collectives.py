@@ -70,8 +70,8 @@ class _Law:
 class CollectiveTimes:
     """Seconds of collectives of one replica of ``plan`` on nodes of ``device``.
 
-    ``curves`` where the device's links were measured, the links' laws else; ``launch`` is graph
-    or eager.
+    They come from ``curves`` if the device's links were measured, else from the links' laws;
+    ``launch`` is graph or eager.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class CollectiveTimes:
         return collective.count * eager.seconds(SMALL_BYTES) if eager is not None else 0.0
 
     def _law(self, collective: Collective, *, is_far: bool) -> _Law:
-        """In one node as measured. Across nodes every device reduces (or gathers) a part inside
-        its node and passes it round a ring of the nodes: hierarchical, as NCCL's rings are laid.
+        """In one node as measured. Across nodes, every device reduces (or gathers) a part inside
+        its node and passes it round a ring of the nodes, hierarchically like NCCL's rings.
         """
         kind = collective.kind
         if kind is CollectiveKind.SEND:

@@ -151,10 +151,9 @@ class CurveOperators:
     def _gemm_table(self, gemms: tuple[GemmShape, ...], precision: Precision) -> RowTable:
         """The sum of several products over rows.
 
-        Of products with int4 weights nothing was measured: they take the roofline of 16-bit ones,
-        with fewer bytes to read and a lower rate. What was learned beyond that law was learned
-        where 16-bit weights are read, so it is left out. Block-scaled products follow those with
-        one scale.
+        Products with int4 weights were never measured: they take the roofline of 16-bit ones, with
+        fewer bytes to read and a lower rate. The correction beyond that law was learned on 16-bit
+        weights, so it is left out. Block-scaled products follow those with one scale.
         """
         shapes = len(gemms)
         # Every product at every number of rows, so that the curve is asked once.

@@ -96,7 +96,8 @@ class _Walk:
 
     @classmethod
     def of(cls, packed: PackedTrees) -> _Walk:
-        """Right children are found from the end: in preorder a split's two subtrees follow it."""
+        """Right children are found from the end, because in preorder a split's two subtrees follow
+        it."""
         subtrees: list[int] = []
         right = np.zeros(len(packed.feature), dtype=np.int64)
         for node in reversed(range(len(packed.feature))):
@@ -172,7 +173,7 @@ class SizeCurve:
         return exp(values[left] + (place - left) * (values[left + 1] - values[left]))
 
     def slowed(self, ratio: float) -> SizeCurve:
-        """The curve of ``ratio`` times as many bytes: of a link that much slower."""
+        """The curve for ``ratio`` times as many bytes, as of a link that is that much slower."""
         shifted = tuple(x - log(ratio) for x in self.log_size)
         return replace(self, bytes_per_s=self.bytes_per_s / ratio, log_size=shifted)
 

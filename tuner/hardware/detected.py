@@ -46,7 +46,7 @@ def _kind(device: JoinedDevice) -> str | None:
 
 
 def _other_link(joined: Joined, spec: DeviceSpec) -> str | None:
-    """What stands in the place of the description's NVLink, if it is not there or has less."""
+    """What stands in for the description's NVLink if it is missing or slower."""
     if not spec.link.name.startswith("nvlink"):
         return None
     if not all(pair.num_nvlinks for pair in joined.pairs):

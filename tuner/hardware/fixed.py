@@ -58,7 +58,7 @@ class FixedTable:
         """The same seconds in arrays for steps of up to so many tokens and sampled rows."""
         known = self._dense.get(mode)
         if known is None or len(known.body) <= tokens or len(known.tail) <= sampled:
-            # Never smaller than before, so that settings of all caps share one.
+            # Never smaller than before, so that settings with any caps share one.
             tokens = max(tokens, len(known.body) - 1 if known else 0)
             sampled = max(sampled, len(known.tail) - 1 if known else 0)
             num_stages = len(self.at(mode, 1, 1))

@@ -29,7 +29,8 @@ GB = 1e9
 
 
 class Topology(StrEnum):
-    """How the devices of a node are joined, and so what a group of some of them has to itself."""
+    """How the devices of a node are joined, which decides what a group of some of them has to
+    itself."""
 
     SWITCH = "switch"
     """Any device reaches any other in one round at full speed: a group has all of it."""

@@ -14,8 +14,8 @@ from tuner.hardware.precision import KvFormat, Precision
 from tuner.spec.errors import TunerError
 
 GIB = 2**30
-# What grows outside the tensors of a rank while it starts: alone, and with others to talk to.
-# vLLM 0.11 on H100 logs 0.13 and 0.54 to 0.55 GiB (llm-d/llm-d-benchmark, config_explorer).
+# What a rank takes outside its tensors while it starts: alone, and with peers to talk to. vLLM 0.11
+# on H100 logs 0.13 and 0.54 to 0.55 GiB (llm-d/llm-d-benchmark, config_explorer).
 RUNTIME_BYTES = int(0.13 * GIB)
 RUNTIME_BYTES_AMONG_RANKS = int(0.55 * GIB)
 

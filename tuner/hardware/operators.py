@@ -49,8 +49,8 @@ class Operators(Protocol):
         ...
 
     def floor_s(self, work: StageWork) -> float:
-        """How long the launches of a stage take where they run ahead of the device: the least
-        time it can take."""
+        """How long it takes to launch a stage when launches run ahead of the device: a floor on the
+        stage's time."""
         ...
 
 

@@ -14,9 +14,9 @@ from tuner.spec.errors import TunerError
 # column, a scale in two bytes and a zero point of 4 bits.
 INT4_GROUP = 128
 INT4_BYTES = (4 + (16 + 4) / INT4_GROUP) / 8
-# Kernels unpack 4-bit weights beside the products, which then take longer than those of 16-bit
-# weights where they are bound by compute. A guess: Marlin's (arXiv 2408.11743) come near the
-# 16-bit rate at large batches on Ampere and stay further below it on Hopper.
+# Kernels unpack 4-bit weights beside the products, so products bound by compute take longer than
+# with 16-bit weights. This is a guess: Marlin's kernels (arXiv 2408.11743) come near the 16-bit
+# rate at large batches on Ampere and stay further below it on Hopper.
 UNPACKED_RATE = 0.8
 _ALIASES = {
     "awq": "int4",
@@ -34,7 +34,7 @@ class KvFormat(StrEnum):
     FP8 = "fp8"
 
     def share_of(self, dtype: DType) -> float:
-        """Of the bytes that a number of activations in ``dtype`` takes."""
+        """Bytes of a number kept so, as a share of those of an activation in ``dtype``."""
         return 1.0 if self is KvFormat.AUTO else 1.0 / dtype.num_bytes
 
 
@@ -88,7 +88,7 @@ class Precision(StrEnum):
 
     @property
     def estimated_from(self) -> str | None:
-        """Of a format whose products no curve was measured with: what they are estimated from."""
+        """For a format whose products were never measured: what they are estimated from."""
         match self:
             case Precision.INT4:
                 return "those in bf16"
@@ -135,7 +135,7 @@ class Precision(StrEnum):
 
     @property
     def compute_rate(self) -> float:
-        """Of the rate at which weights in :attr:`peak`'s format are multiplied."""
+        """How fast products are, as a share of the rate for weights in :attr:`peak`'s format."""
         return UNPACKED_RATE if self is Precision.INT4 else 1.0
 
     @property

@@ -52,9 +52,9 @@ class StageSeconds:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelFactors:
-    """Factors on the measured times of each kind of kernel: a system's own kernels over those.
-    ``block_kernel`` multiplies block-scaled weights; ``rounds_apart``: a pass of its own rounds
-    activations to fp8, as in the curves."""
+    """Factors on the measured times of each kind of kernel: how long a system's own kernels take,
+    over those that were measured. ``block_kernel`` multiplies block-scaled weights;
+    ``rounds_apart``: a separate pass rounds activations to fp8, as in the curves."""
 
     gemm: float = 1.0
     head: float = 1.0

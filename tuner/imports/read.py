@@ -1,4 +1,4 @@
-"""From a file to its runs: which tool wrote it is told by what is in it, not by its name."""
+"""From a file to its runs. Its content, not its name, tells which tool wrote it."""
 
 from __future__ import annotations
 

@@ -57,10 +57,10 @@ class Tool(StrEnum):
 class ImportedRun:
     """A run as its file tells it.
 
-    ``measurement`` where the file has every request: metrics are then computed here, by our
-    definitions. Else ``summary`` has the tool's own numbers by our names, and ``ids`` theirs where
-    a definition is another. ``has_itl``: whether the gaps between tokens are known. ``left_out``
-    says what the file has and we do not take, and why.
+    If the file has every request, ``measurement`` has them, and metrics are computed here, by our
+    definitions. If not, ``summary`` has the tool's own numbers under our names, and ``ids`` the ids
+    of definitions that differ from ours. ``has_itl``: whether the gaps between tokens are known.
+    ``left_out`` says what the file has and we do not take, and why.
     """
 
     tool: Tool
@@ -73,7 +73,7 @@ class ImportedRun:
     left_out: tuple[str, ...] = ()
 
     def to_json(self, sla: Sla | None = None) -> dict[str, Any]:
-        """A document like that of ``gearshift bench --json``, with where it is from.
+        """A document like that of ``gearshift bench --json``, with its origin.
 
         Raises:
             ImportFileError: the SLA binds what the file does not tell.

@@ -13,7 +13,7 @@ from tuner.hardware import KvFormat, MemoryEstimate, Precision
 MODEL = "MODEL"
 """Stands for the operator's own checkpoint, where none is known."""
 PORT = 8000
-# Of the KV room as estimated: a real system that has a little less must still start.
+# The share of the estimated KV room to use: a real system that has a little less must still start.
 CONTEXT_SHARE = 0.9
 
 
@@ -76,7 +76,7 @@ class LaunchCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """Bytes of one device as the simulation divided them; ``kv_tokens`` is what a replica holds."""
+    """How the simulation divided the bytes of one device; ``kv_tokens`` is what a replica holds."""
 
     device_bytes: float
     usable_bytes: float

@@ -23,7 +23,7 @@ EXPORTERS: tuple[Exporter, ...] = (
     SglangExporter(),
     TrtllmExporter(),
 )
-# Formats that no system makes at its start.
+# Formats that no system quantises to as it starts.
 CHECKPOINTS = {
     Precision.INT4: "an AWQ or GPTQ checkpoint",
     Precision.FP8_BLOCK: "an fp8 checkpoint with a scale per block of 128x128 weights",
@@ -59,7 +59,7 @@ def _with_checkpoint(found: LaunchCommand, served: Served) -> LaunchCommand:
 
 
 def _with_origin(found: LaunchCommand, backend: str) -> LaunchCommand:
-    """Under numbers of another system a command says whose they are."""
+    """If the numbers are those of another system, the command says whose they are."""
     system = found.system.value
     if found.command is None or system == backend:
         return found

@@ -19,12 +19,12 @@ Json = dict[str, Any]
 IMAGES = {System.VLLM: "vllm/vllm-openai", System.SGLANG: "lmsysorg/sglang"}
 NEWEST = "latest"
 GPUS = "nvidia.com/gpu"
-# Of the container, where it is a volume of its own.
+# The path in the container of a volume of its own.
 SHARED_MEMORY = "/dev/shm"  # nosec B108
-# A large model is read and compiled for meanwhile: so often may the first look fail.
+# A large model is read and compiled for meanwhile, so the first look may fail this often.
 LOOK_S, STARTS = 10, 180
 MOST_NAME = 63
-# Of the words of a command, those that are the program itself.
+# The first words of a command, which are the program itself.
 PROGRAM = {System.VLLM: 2, System.SGLANG: 3}
 
 
@@ -47,7 +47,7 @@ class Container:
 
     @property
     def label(self) -> str:
-        """The name as Kubernetes takes it: small letters, digits and dashes."""
+        """The name as Kubernetes accepts it: small letters, digits and dashes."""
         plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:MOST_NAME].rstrip("-")
         return plain if plain and plain[0].isalpha() else f"engine-{plain}".rstrip("-")[:MOST_NAME]
 

@@ -29,18 +29,19 @@ CONNECT_TIMEOUT_S = 10.0
 # A connection that rested for longer is not used again: most servers close theirs after five
 # seconds, and a request that crosses the close is lost.
 REST_S = 3.0
-# A client looks at all its connections, for each of them, whenever a request begins or ends: with a
-# thousand streams on one of them, nine tenths of its time, and it was seconds late.
+# Whenever a request begins or ends, a client looks at all its connections for each of them. With a
+# thousand streams on one client, that took nine tenths of its time, and it was seconds late.
 REQUESTS_PER_CLIENT = 16
-# Whose ``owned_by`` is their own name; an engine of ours that is paced says more after a comma.
+# Systems whose ``owned_by`` is their own name; a paced engine of ours says more after a comma.
 SAYING_SYSTEMS = ("vllm", "sglang", "gearshift")
-# Of a policy document, what says how the engine runs.
+# The parts of a policy document that say how the engine runs.
 SETTINGS_PARTS = ("plan", "shift", "caps", "scheduler", "mode")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What ``/v1/models`` lists first; ``max_model_len`` where the server tells it.
+    """The model that ``/v1/models`` lists first; ``max_model_len`` is None if the server does not
+    tell.
 
     ``paced_as`` is the hardware that an engine of ours without ranks imitates, else None.
     ``owner`` is what serves, in its own words; empty: it does not say.
@@ -53,7 +54,7 @@ class ServedModel:
 
     @property
     def system(self) -> str | None:
-        """The serving system that it says it is, of those that say so; None: of no known one."""
+        """The serving system that it says it is; None if it names none that is known."""
         word = self.owner.partition(",")[0]
         return word if word in SAYING_SYSTEMS else None
 
@@ -136,7 +137,7 @@ class _Chunk(msgspec.Struct):
 
 @dataclass(kw_only=True)
 class _Received:
-    """What has come of one stream: per network read its time and its tokens."""
+    """What has arrived of one stream: the time and the tokens of each network read."""
 
     at_s: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
@@ -172,7 +173,7 @@ class _Received:
                 last_s = stamp
 
     def _true_counts(self) -> list[int]:
-        """Counts that add up to the usage the server reports, where it reports one."""
+        """Counts that add up to the usage that the server reports, if it reports one."""
         total, seen = self.usage_tokens, sum(self.counts)
         if total is None or total == seen or not seen or self.has_wrong_usage:
             return self.counts
@@ -196,7 +197,7 @@ class HttpTarget:
         self.num_wrong_usages = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._clients: list[httpx.AsyncClient] = []
-        # Each client once for every further request that it may have at once.
+        # Each client is in it once for every further request that it may have at once.
         self._places: list[httpx.AsyncClient] = []
         # Made before the first request: loading certificates takes tens of milliseconds. How long
         # to wait for an answer is the driver's decision; it cancels.
@@ -344,8 +345,8 @@ def _payloads(event: bytes) -> Iterator[bytes]:
 
 
 def _num_tokens(choice: _Choice) -> int:
-    """Tokens of one chunk: its ids where the server sends them, else one unless it only ends or
-    holds no text at all (null)."""
+    """Tokens of one chunk: its ids if the server sends them, else one, or none if the chunk only
+    ends the stream or holds no text at all (null)."""
     if choice.token_ids is not None:
         return len(choice.token_ids)
     return int(choice.text is not None and (bool(choice.text) or choice.finish_reason is None))

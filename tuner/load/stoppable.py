@@ -1,4 +1,4 @@
-"""What an engine of ours does for seconds or minutes, such as its start, ended on request."""
+"""Lets what takes an engine of ours seconds or minutes, such as its start, be ended on request."""
 
 from __future__ import annotations
 

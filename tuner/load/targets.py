@@ -46,8 +46,8 @@ class LoadTarget(Protocol):
     ) -> None:
         """Start request ``index`` (unique per target) and return at once, without raising.
 
-        Exactly ``output_tokens`` are wanted, whatever they are. The callbacks may come on any
-        thread: ``on_token`` once per token with its stamp, in order, then ``on_done`` once.
+        Exactly ``output_tokens`` tokens are wanted, whatever they say. The callbacks may come on
+        any thread: ``on_token`` once per token with its stamp, in order, then ``on_done`` once.
         """
         ...
 
@@ -56,7 +56,7 @@ class LoadTarget(Protocol):
         ...
 
     def read_energy(self) -> EnergyCounters:
-        """Joules that the devices behind it have taken so far; empty where it does not tell.
+        """Joules that the devices behind it have taken so far; empty if it does not tell.
 
         It may wait a moment for the answer.
         """

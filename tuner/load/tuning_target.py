@@ -1,4 +1,4 @@
-"""What a tuning job measures its trials on: the protocol, whoever serves."""
+"""What a tuning job measures its trials on: the protocol of whatever serves."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class TuningTarget(Protocol):
 
         ``on_ended`` hears of each on this thread, and ``should_stop`` may end the run before.
 
-        What is not done ``timeout_s`` after its time is timed out, which counts against the SLA: an
-        overloaded setting must not look good because it left requests unfinished.
+        A request that is not done ``timeout_s`` after its time is timed out, which counts against
+        the SLA: overloaded settings must not look good because they left requests unfinished.
 
         Raises:
             EngineError: the settings cannot run here, with the reason.

@@ -1,4 +1,4 @@
-"""Addresses of servers as people write them, and what speaking with them takes."""
+"""Addresses of servers as people write them, and what a client needs to speak with them."""
 
 from __future__ import annotations
 
@@ -17,5 +17,6 @@ def is_secure(url: str) -> bool:
 
 
 def key_headers(api_key: str | None) -> dict[str, str]:
-    """What a request to a server carries that asks for a key; None, or an empty one: nothing."""
+    """The headers of a request to a server that asks for a key; none if ``key`` is None or
+    empty."""
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}

@@ -13,11 +13,12 @@ from policies.sla import Sla
 
 Values = tuple[float | None, ...]
 
-# A linear axis that reaches this many times further than half of the values shows only its burst.
+# If a linear axis would reach this many times further than half of the values, it would show only a
+# burst.
 BURST = 20.0
 # Longer legends would leave too little room for what they explain.
 LEGEND_COLUMNS = 44
-# A log axis shows this many times less than its most; what is smaller lies on its foot.
+# A log axis goes down to its maximum over this; smaller values lie on its foot.
 LOG_SPAN = 1e4
 
 
@@ -105,7 +106,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Cloud:
-    """Points that have something in common. ``is_faint``: what others are to be seen against."""
+    """Points that have something in common. ``is_faint``: a background for the others."""
 
     label: str
     points: tuple[Point, ...]

@@ -42,7 +42,7 @@ def plan_picture(report: PlanReport, *, model: str) -> Picture:
 
 
 def _points(report: PlanReport) -> Sequence[OperatingPoint]:
-    """Whole simulations; where not even single requests meet the SLA, runs of those."""
+    """Whole simulations; if not even single requests meet the SLA, runs of those."""
     if report.points:
         return report.points
     return [tried.point for e in report.explored for tried in e.tried if tried.metrics]

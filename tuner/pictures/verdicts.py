@@ -14,7 +14,7 @@ from policies.verdict import MIN_CHANCE, is_dependable, meets_in_run
 from tuner.pictures.picture import Cloud, Colour, Point, Symbol
 
 Finite = tuple[float, float]
-# Where a point stands in a panel; None: it has no place there.
+# The place of a point in a panel; None: it has none there.
 Placed = Callable[[OperatingPoint], Point | None]
 
 

@@ -16,13 +16,13 @@ from tuner.planner.question import Question
 from tuner.planner.seen import Seen
 from tuner.workload.workload import Workload
 
-# Questions are mostly of up to so many devices.
+# Questions are mostly about up to this many devices.
 MOST_DEVICES = 32
 
 
 class PlanAgain:
     """Plans once more as ``report`` was planned; remembers what it has simulated. The best is what
-    takes fewest devices, whatever was best in ``report``."""
+    takes the fewest devices, whatever counted as best in ``report``."""
 
     def __init__(self, report: PlanReport, workers: Workers) -> None:
         self._question = report.question
@@ -71,8 +71,8 @@ class PlanAgain:
 
 @contextmanager
 def plan_again(report: PlanReport, *, jobs: Jobs = None) -> Iterator[PlanAgain]:
-    """What plans as ``report`` was planned: under another workload or SLA, on another number of the
-    same devices (more than the node has, too). Use ``with``: it holds processes.
+    """Plans the way ``report`` was planned, but under another workload or SLA, or on another number
+    of the same devices (even more than the node has). Use ``with``: it holds processes.
     """
     with Workers(jobs) as workers:
         yield PlanAgain(report, workers)

@@ -25,9 +25,9 @@ from tuner.backends.backend import HostTimes
 from tuner.described.node import Node
 from tuner.workload.workload import Arrival, Workload
 
-# Step times are not quite monotonic: a larger step may be quicker than a smaller one by this share.
+# Step times are not quite monotonic: a larger step may be this share quicker than a smaller one.
 SLACK = 0.1
-# So far apart that each request has ended long before the next.
+# Requests this far apart have ended long before the next one comes.
 GAP_S = 1e5
 
 
@@ -50,7 +50,7 @@ def alone_metrics(
 
 
 def alone_reason(flat: dict[str, float], sla: Sla) -> str | None:
-    """Which bounds even requests with the engine to themselves certainly miss, or None."""
+    """The bounds that even requests with the engine to themselves certainly miss, or None."""
     missed = [
         missed_text(c, flat[c.key])
         for c in bounded_alone(sla)
@@ -112,9 +112,9 @@ def _first_tokens_ms(
 
 
 def _variants(options: Sequence[Settings], longest: int) -> list[Settings]:
-    """Those of ``options`` that differ for a lone prompt of up to ``longest`` tokens. Shift plans
-    are tried in each mode they use, too: beside other requests, a prompt's steps run in the mode of
-    the whole step.
+    """The ``options`` that differ for a lone prompt of up to ``longest`` tokens. Shift plans are
+    tried in each mode they use, too: beside other requests, a prompt's steps run in the mode of the
+    whole step.
     """
     found: dict[tuple[int, str, ModePin], Settings] = {}
     for settings in options:

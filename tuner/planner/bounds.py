@@ -28,7 +28,8 @@ _SHORT_PROMPT = 128
 
 
 class CertainMissError(Exception):
-    """A simulation was stopped: so many requests are late that ``constraint`` is missed already."""
+    """A simulation was stopped because so many requests are late that ``constraint`` is missed
+    already."""
 
     def __init__(self, message: str, constraint: Constraint) -> None:
         super().__init__(message)

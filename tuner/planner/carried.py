@@ -1,8 +1,9 @@
 """The capacity table of a plan's question: what rate its plans carry within the SLA.
 
-Plans of one replica first, each under its caps, in one draw of the arrivals. Replicas are looked at
-only where so many times the rate of one comes near the best of as many devices. What is best of as
-many devices, or near it, gets the whole search: several draws, a fit, an interval.
+Plans of one replica come first, each under its caps, in one draw of the arrivals. N replicas are
+looked at only if N times the rate of one comes near the best rate of as many devices. The best of
+each number of devices, and what comes near it, gets the whole search: several draws, a fit, an
+interval.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _found(standings: list[Standing | None]) -> list[Standing]:
 
 
 def _guesses(plans: list[ParallelPlan], known: list[Standing]) -> list[Standing]:
-    """So many replicas carry about so many times what one does, under its caps."""
+    """N replicas carry about N times what one does under its caps."""
     of_one = {standing.settings.plan: standing for standing in known}
     return [
         Standing(
@@ -125,7 +126,7 @@ def _entry(question: Question, standing: Standing) -> CarriedRate | None:
 
 
 def _runs_decodes_in_base(settings: Settings) -> bool:
-    """Such settings are recommended only where all twins are slower, which one load cannot tell."""
+    """Such settings are recommended only if all twins are slower, which one load cannot tell."""
     point = OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics={})
     return point.runs_full_decodes_in_base
 

@@ -1,17 +1,18 @@
 """The simulations that P(SLA met) of a plan's settings rests on.
 
 Three runs of the asked requests (steps as the model says, slower, faster) show how metrics follow
-step times, and a fourth, in which only steps with prompts are slower, whose they follow. Then come
-other draws of the same traffic, each at a load that may differ a little from what was asked, with
-steps as slow as what may be recommended has to bear: there the draws decide. Draws are the same for
-all candidates, and runs the same whatever the bounds are, so that a tighter bound is never likelier
-to be met.
+step times. A fourth, in which only steps with prompts are slower, shows which steps they follow.
+Then come other draws of the same traffic, each at a load that may differ a little from the asked
+one, with steps as slow as a recommendation has to bear: there the draws decide. Draws are the same
+for all candidates, and runs the same whatever the bounds are, so that a tighter bound is never
+likelier to be met.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
 
@@ -19,7 +20,6 @@ from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
 from policies.points import INTERVAL_Z, OperatingPoint
 from policies.runs import Runs, SimulatedRun
-from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
 from tuner.described.document import estimates_of
 from tuner.described.step_error import StepError, step_error
@@ -31,17 +31,16 @@ from tuner.workload.workload import Workload
 
 # Draws beside the asked one.
 NUM_DRAWS = 4
-# The load may be off by that much, either way, in 9 of 10 cases.
+# The load may be off by this much, either way, in 9 of 10 cases.
 LOAD_OFF = 0.05
 # How heavy each draw's load is, in standard errors: the middles of as many equal shares.
 _LOADS = tuple(NormalDist().inv_cdf(share) for share in (0.625, 0.125, 0.875, 0.375))
-# How slow their steps are, in standard errors.
+# How slow the draws' steps are, in standard errors.
 AT = NormalDist().inv_cdf(MIN_CHANCE)
 # Beyond this no draw turns the answer.
 CLEAR_ROOM = 2.5
-# Fewer requests than that differ so much from draw to draw that nothing is clear.
+# With fewer requests than this, draws differ so much that nothing is clear.
 FEW_REQUESTS = 2000
-
 
 Task = tuple[Settings, RunKey]
 
@@ -53,46 +52,86 @@ def with_runs(
 
     Their own numbers are from the asked requests, with steps as the model says.
     """
-    errors = {p.settings: error_of(question, p) for p in points}
-    load = question.workload
-    found = {p.settings: [_as_run(p)] for p in points}
-    wanted = [(p.settings, slowness) for p in points for slowness in (INTERVAL_Z, -INTERVAL_Z)]
-    tasks = [(s, RunKey(scale=errors[s].scale(slowness))) for s, slowness in wanted]
-    flats = simulate_all(workers, question, tasks)
-    for (settings, slowness), flat in zip(wanted, flats, strict=True):
-        found[settings].append(SimulatedRun(slowness=slowness, draw=0, metrics=flat))
-    rooms = {s: Runs(tuple(runs)).room(0, question.sla.per_run) for s, runs in found.items()}
-    unclear = [s for s in found if not errors[s].is_exact and _is_unclear(rooms[s], load)]
-    apart = [s for s in unclear if errors[s].correlation < 1]
-    tasks = [(s, RunKey(scale=errors[s].of_prompts(INTERVAL_Z))) for s in apart]
-    for settings, flat in zip(apart, simulate_all(workers, question, tasks), strict=True):
-        found[settings].append(
-            SimulatedRun(slowness=INTERVAL_Z, draw=0, metrics=flat, prompts_alone=True)
+    evidence = _Evidence(workers, question, points)
+    settings = [point.settings for point in points]
+    evidence.add(settings, [_RunKind(slowness=INTERVAL_Z), _RunKind(slowness=-INTERVAL_Z)])
+    unclear = [s for s in settings if evidence.is_unclear(s)]
+    apart = [s for s in unclear if evidence.errors[s].correlation < 1]
+    evidence.add(apart, [_RunKind(slowness=INTERVAL_Z, prompts_alone=True)])
+    draws = [_RunKind(slowness=AT, draw=number) for number in range(1, NUM_DRAWS + 1)]
+    if question.only_decides:
+        for index, draw in enumerate(draws):
+            unclear = [s for s in unclear if evidence.may_do(s, unseen=NUM_DRAWS - index)]
+            evidence.add(unclear, [draw])
+    else:
+        evidence.add(unclear, draws)
+    return {point.settings: _point(point, evidence.runs(point.settings)) for point in points}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunKind:
+    """Which run of some settings, in the words of :class:`policies.runs.SimulatedRun`."""
+
+    slowness: float
+    draw: int = 0
+    prompts_alone: bool = False
+
+    def key(self, error: StepError) -> RunKey:
+        scale = error.of_prompts if self.prompts_alone else error.scale
+        return RunKey(scale=scale(self.slowness), draw=self.draw)
+
+    def run(self, metrics: dict[str, float]) -> SimulatedRun:
+        return SimulatedRun(
+            slowness=self.slowness,
+            draw=self.draw,
+            metrics=metrics,
+            prompts_alone=self.prompts_alone,
         )
-    numbers = range(1, NUM_DRAWS + 1)
-    for part in [[number] for number in numbers] if question.only_decides else [numbers]:
-        if question.only_decides:
-            left = NUM_DRAWS - part[0] + 1
-            unclear = [
-                s for s in unclear if _may_do(_runs(found[s], errors[s]), question.sla, left)
-            ]
-        asked = [(s, number) for s in unclear for number in part]
-        tasks = [(s, RunKey(scale=errors[s].scale(AT), draw=number)) for s, number in asked]
-        flats = simulate_all(workers, question, tasks)
-        for (settings, number), flat in zip(asked, flats, strict=True):
-            found[settings].append(SimulatedRun(slowness=AT, draw=number, metrics=flat))
-    return {p.settings: _point(p, _runs(found[p.settings], errors[p.settings])) for p in points}
 
 
-def _runs(runs: Sequence[SimulatedRun], error: StepError) -> Runs:
-    prompts, decodes = error.mean_slowness
-    return Runs(
-        tuple(runs),
-        certainty=error.certainty,
-        correlation=error.correlation,
-        prompts_mean=prompts,
-        decodes_mean=decodes,
-    )
+class _Evidence:
+    """The runs so far of each point's settings: at first only the point's own."""
+
+    def __init__(
+        self, workers: Workers, question: Question, points: Sequence[OperatingPoint]
+    ) -> None:
+        self._workers, self._question = workers, question
+        self.errors = {p.settings: error_of(question, p) for p in points}
+        self._found = {p.settings: [_as_run(p)] for p in points}
+
+    def add(self, settings: Sequence[Settings], kinds: Sequence[_RunKind]) -> None:
+        """Simulate every kind of run of all ``settings``."""
+        wanted = [(s, kind) for s in settings for kind in kinds]
+        tasks = [(s, kind.key(self.errors[s])) for s, kind in wanted]
+        answers = simulate_all(self._workers, self._question, tasks)
+        for (s, kind), metrics in zip(wanted, answers, strict=True):
+            self._found[s].append(kind.run(metrics))
+
+    def runs(self, settings: Settings) -> Runs:
+        """All of them, with what is known of the steps' error."""
+        error = self.errors[settings]
+        prompts, decodes = error.mean_slowness
+        return Runs(
+            tuple(self._found[settings]),
+            certainty=error.certainty,
+            correlation=error.correlation,
+            prompts_mean=prompts,
+            decodes_mean=decodes,
+        )
+
+    def is_unclear(self, settings: Settings) -> bool:
+        """Whether other draws may turn the answer."""
+        if self.errors[settings].is_exact:
+            return False
+        room = Runs(tuple(self._found[settings])).room(0, self._question.sla.per_run)
+        is_few = len(self._question.workload) < FEW_REQUESTS
+        return room > -CLEAR_ROOM and (room < CLEAR_ROOM or is_few)
+
+    def may_do(self, settings: Settings, *, unseen: int) -> bool:
+        """Whether the chance may still be the least one, if ``unseen`` draws have all room there
+        is."""
+        per_run = self._question.sla.per_run
+        return self.runs(settings).unbounded_chance(per_run, unseen=unseen) >= MIN_CHANCE
 
 
 def error_of(question: Question, point: OperatingPoint) -> StepError:
@@ -110,15 +149,6 @@ def _draw(question: Question, number: int) -> Workload:
         load = math.exp(_LOADS[number - 1] * math.log1p(LOAD_OFF) / INTERVAL_Z)
         draws[number] = redraw(question.workload, number, load=load)
     return draws[number]
-
-
-def _is_unclear(room: float, load: Workload) -> bool:
-    return room > -CLEAR_ROOM and (room < CLEAR_ROOM or len(load) < FEW_REQUESTS)
-
-
-def _may_do(runs: Runs, sla: Sla, unseen: int) -> bool:
-    """Whether the chance may still be the least one, if ``unseen`` draws have all room there is."""
-    return runs.unbounded_chance(sla.per_run, unseen=unseen) >= MIN_CHANCE
 
 
 def _as_run(point: OperatingPoint) -> SimulatedRun:
@@ -139,8 +169,8 @@ def _point(point: OperatingPoint, runs: Runs) -> OperatingPoint:
 def simulate_all(
     workers: Workers, question: Question, tasks: Sequence[Task]
 ) -> list[dict[str, float]]:
-    """Metrics of the tasks' runs, whole ones of the draws that their keys name; other processes are
-    asked only for those that are not known."""
+    """Metrics of the tasks' runs: whole runs of the draws that their keys name. Other processes are
+    asked only for runs that are not known."""
     whole = [(settings, key, _draw(question, key.draw)) for settings, key in tasks]
     new = [
         (settings, key) for settings, key, load in whole if not question.knows(settings, key, load)

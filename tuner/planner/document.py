@@ -47,7 +47,7 @@ class Choice:
 
 
 def choices(report: PlanReport) -> tuple[Choice, ...]:
-    """The best by the goal, the fastest and a balanced one; nothing where no plan meets the SLA."""
+    """The best by the goal, the fastest and a balanced one; empty if no plan meets the SLA."""
     selection = report.selection
     if selection.best is None or selection.fastest is None or selection.balanced is None:
         return ()
@@ -92,8 +92,8 @@ def plan_json(
 ) -> dict[str, Any]:
     """The report as a JSON value without wall times: equal inputs give equal bytes.
 
-    ``ways`` are what would help where nothing meets the SLA, ``table`` what each plan carries, if
-    they were looked for.
+    If they were looked for, ``ways`` are the ways out when nothing meets the SLA, and ``table`` has
+    what each plan carries.
     """
     question = report.question
     origin = node_json(question.node, _any_point(report).settings, model)
@@ -138,7 +138,7 @@ def plan_json(
 
 
 def near_misses(report: PlanReport) -> list[dict[str, Any]]:
-    """Of plans that do not meet the SLA dependably, those that came nearest, and what they lack."""
+    """The plans that came nearest without meeting the SLA dependably, and what they lack."""
     if report.is_from_alone:
         return []
     found = report.selection.near_misses(report.question.sla, NEAR_MISSES)
@@ -146,8 +146,8 @@ def near_misses(report: PlanReport) -> list[dict[str, Any]]:
 
 
 def infeasible(report: PlanReport, ways: WaysOut | None = None) -> dict[str, Any] | None:
-    """What stands in the way where nothing meets the SLA. With ``ways``, relaxations are those that
-    hold when applied; without them they are read off the points at hand."""
+    """What stands in the way if nothing meets the SLA. With ``ways``, relaxations are those that
+    hold when applied; without, they are read off the points at hand."""
     if report.selection.best is not None:
         return None
     found = infeasible_json(report.selection, report.question.sla)
@@ -268,7 +268,7 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
 
 
 def _step_error(report: PlanReport) -> StepError:
-    """Of the answer: the best point, the near miss, or any plan that fits."""
+    """The point that the answer is about: the best one, the near miss, or any plan that fits."""
     found = report.selection
     return error_of(report.question, found.best or found.closest or _any_point(report))
 
@@ -290,6 +290,6 @@ def _told_point(report: PlanReport) -> OperatingPoint:
 
 
 def _any_point(report: PlanReport) -> OperatingPoint:
-    """Any plan that fits: what is told of the node is the same for all."""
+    """Any plan that fits, because what is told of the node is the same for all."""
     tried = next(t for e in report.explored for t in e.tried)
     return tried.point

@@ -139,7 +139,7 @@ def _every_caps(default: Caps) -> list[Caps]:
 
 
 def memory_reason(node: Node, plan: ParallelPlan, workload: Workload) -> str | None:
-    """Why ``plan`` does not fit under any of the caps that would be tried; None where it does."""
+    """Why ``plan`` fits under none of the caps that would be tried; None if it does under some."""
     estimates = [
         node.memory(plan, caps=caps, needed_kv_tokens=needed_kv_tokens(node, workload))
         for caps in _every_caps(node.backend.default_caps)
@@ -188,8 +188,8 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
     sliced = _compare_on_slice(question, options)
     open_ones = [t for t in sliced if t.note is None]
     whole: list[Tried] = []
-    # Whatever is looked for, the answer names the fastest plan too; and of one plan's settings,
-    # which all have as many devices, the fastest are best by devices as well.
+    # The answer always names the fastest plan, too. And as all settings of one plan have as many
+    # devices, the fastest of them are also best by devices.
     goals = [question.objective] if question.objective is not Objective.DEVICES else []
     for objective in dict.fromkeys((*goals, Objective.LATENCY)):
         whole += _whole_runs(question, open_ones, objective, seen={t.settings for t in whole})
@@ -242,7 +242,7 @@ def _compare_whole(question: Question, options: list[Settings]) -> list[Tried]:
 
 
 def _compare_on_slice(question: Question, options: list[Settings]) -> list[Tried]:
-    """Try the backend's own caps, then the others, unless the first show that no caps help."""
+    """Try the backend's own caps, then others, unless the former show that no caps help."""
     piece = busiest(question.workload, _slice_requests(question))
     first = _on_slice(question, piece, options[0])
     if _is_hopeless(first, question.sla):

@@ -1,8 +1,9 @@
-"""The tightest value that holds when applied, where to be sure is to plan.
+"""The tightest value that holds when applied; only planning with it makes sure.
 
-Values are told in few digits. Settings that are likely to win find the neighbourhood, a few
-simulations a look. Then all plans are asked at what is ``TIGHTER`` times tighter: if one is found,
-its settings are likely too, and the search goes on from there; if none is, that is the edge.
+Values are told in few digits. Settings that are likely to win find the neighbourhood, at a few
+simulations a look. Then all plans are asked about a value ``TIGHTER`` times tighter: if one meets
+it, its settings count as likely, too, and the search goes on from there; if none does, that is the
+edge.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from tuner.capacity.search import TIGHTER, edge
 
-# All plans may find more than the likely settings so often.
+# How often all plans may find more than the likely settings did.
 MOST_ROUNDS = 12
 
 
@@ -42,9 +43,9 @@ def tightened(value: float, *, is_lower: bool) -> float:
 
 @dataclass(kw_only=True)
 class Firm:
-    """One search. ``by_all`` plans at a value, all plans or only the one it is given; ``by_one`` is
-    how settings stand there, None where they are not dependable. ``likely`` are settings to ask
-    first; it grows by what wins.
+    """One search. ``by_all`` plans at a value, all plans or only the one it is given; ``by_one``
+    tells how settings stand at a value, None if they are not dependable. ``likely`` are settings to
+    ask first; winners are added.
     """
 
     scale: Scale
@@ -97,8 +98,8 @@ class Firm:
         return found if found is not None and is_tight else (self.scale.told(tight), point)
 
     def _doubt(self) -> None:
-        """Single settings seemed to do what no plan did, or not what one does: from now on, plan at
-        each look."""
+        """Single settings seemed to manage what no plan did, or to fail at what a plan does: from
+        now on, plan at each look."""
         self._seen.clear()
         self._is_wary = True
 

@@ -1,4 +1,4 @@
-"""Looking at single settings: whether they are dependable under a load, as quickly as may be."""
+"""Looks at single settings: whether they are dependable under a load, as quickly as possible."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tuner.workload.workload import Workload
 
 
 def dependable_as_planned(question: Question, settings: Settings) -> OperatingPoint | None:
-    """The point where planning ``question`` would call the settings dependable, by all the draws
-    that it asks; None where it would not. A run ends as soon as its miss is certain."""
+    """The point of the settings if planning ``question`` would call them dependable, by all the
+    draws that it asks for; else None. A run ends as soon as its miss is certain."""
     load, sla, plan = question.workload, question.sla, settings.plan
     if backlog_reason(question.node.timer(plan), plan, load, sla) is not None:
         return None
@@ -54,8 +54,8 @@ def asked_of(node: Node, settings: Settings, workload: Workload, sla: Sla, *, se
 
 
 def dependable_under(asked: Asked, node: Node, load: Workload) -> OperatingPoint | None:
-    """The point where the settings are dependable under ``load``; None where they are not. A run
-    ends as soon as its miss is certain."""
+    """The point of the settings if they are dependable under ``load``, else None. A run ends as
+    soon as its miss is certain."""
     plan = asked.settings.plan
     if backlog_reason(node.timer(plan), plan, load, asked.sla) is not None:
         return None

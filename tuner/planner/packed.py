@@ -1,7 +1,7 @@
 """A function on its way to another process, which makes it once for all of its tasks.
 
-Pickled, as process pools and Ray send all they are given: what is read comes from the process that
-started, or joined, the reader, never from outside.
+It is pickled, as is everything that process pools and Ray send: what is read comes from the process
+that started, or joined, the reader, never from outside.
 """
 
 from __future__ import annotations

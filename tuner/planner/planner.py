@@ -40,8 +40,8 @@ from tuner.spec.errors import TunerError
 from tuner.spec.space import PrunedPlan, build_space
 from tuner.workload.workload import Workload
 
-# Rounds of finding winners' intervals, after which the choice is among points that have one; more
-# only while none of those is dependable.
+# After this many rounds of finding winners' intervals, the choice is among points that have one.
+# There are more rounds only while none of these is dependable.
 MAX_ROUNDS = 6
 
 
@@ -225,7 +225,8 @@ def split_plans(
 def _explore_all(
     workers: Workers, question: Question, plans: list[ParallelPlan], on_progress: OnPlanning
 ) -> list[Explored]:
-    # Many replicas and stages take longest to simulate: first, so that no core idles at the end.
+    # Many replicas and stages take longest to simulate, so they come first and no core idles at the
+    # end.
     order = sorted(plans, key=lambda plan: (-plan.dp * plan.pp, plan))
     done = 0
 
@@ -243,7 +244,7 @@ def _explore_all(
 
 
 def _explore(question: Question, task: tuple[ParallelPlan, Seen]) -> tuple[Explored, Seen]:
-    """A plan judged, given the runs of it that are known, and with those that it took."""
+    """A judged plan, given its known runs, together with the runs that judging it took."""
     plan, seen = task
     return explore(replace(question, seen=seen), plan), seen
 

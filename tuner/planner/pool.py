@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from engine.spec.processor import num_cores
 from tuner.planner.packed import answer_packed, pack
 from tuner.spec.errors import TunerError
 
@@ -41,7 +41,7 @@ def read_jobs(jobs: Jobs) -> int | OnRay:
         TunerError: neither a number of processes nor a cluster.
     """
     if jobs is None:
-        return default_jobs()
+        return num_cores()
     if isinstance(jobs, str):
         kind, colon, address = jobs.partition(":")
         if kind == RAY and bool(colon) == bool(address):
@@ -51,11 +51,6 @@ def read_jobs(jobs: Jobs) -> int | OnRay:
     if not 1 <= int(jobs) <= MOST_JOBS:
         raise TunerError(f"jobs={jobs}: from 1 to {MOST_JOBS} processes")
     return int(jobs)
-
-
-def default_jobs() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Pool(Protocol):
@@ -74,8 +69,8 @@ class Pool(Protocol):
 
 
 class Workers:
-    """What answers tasks: ``jobs`` processes of this machine, by default one per core, or a Ray
-    cluster; with one, this process does. Use ``with``.
+    """Answers tasks on ``jobs`` processes of this machine (by default one per core) or on a Ray
+    cluster; with one job, in this process. Use ``with``.
 
     Ctrl-C is for this process alone, which then ends the others in the middle of their tasks.
 
@@ -157,7 +152,7 @@ class LocalPool:
 
 @contextmanager
 def _interruptions_held() -> Iterator[None]:
-    """SIGINT waits until the block has ended; for ever in processes that it starts."""
+    """SIGINT waits until the block has ended; in processes that the block starts, for ever."""
     if threading.current_thread() is not threading.main_thread():
         yield  # none comes to it
         return

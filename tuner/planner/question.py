@@ -18,9 +18,9 @@ AS_TOLD = RunKey()
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A load on a node under an SLA. Goes to worker processes as it is, but for ``seen``: the runs
-    of this load so far, which stay where they are. ``only_decides``: of what is certainly not
-    dependable, nobody asks how likely it is.
+    """A load on a node under an SLA. It goes to worker processes as it is, except for ``seen``, the
+    runs of this load so far, which stay where they are. ``only_decides``: nobody asks how likely
+    something is that is certainly not dependable.
     """
 
     node: Node

@@ -23,7 +23,7 @@ except ImportError as error:
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 
-# How often a task is tried again whose node or process was lost.
+# How often a task is tried again after its node or process was lost.
 RETRIES = 3
 START_S = 60.0
 REACH_S = 10.0

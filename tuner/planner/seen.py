@@ -33,7 +33,7 @@ LINGERING = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a whole run says under any SLA; under ``sla`` alone where that is set.
+    """What a whole run says under any SLA, or only under ``sla`` if that is set.
 
     ``own_ms`` are TTFT, TPOT and E2E of each request, f8[requests], NaN where it has none.
     ``step_tokens`` are the sizes of its steps, ascending; ``most_active`` the most requests that

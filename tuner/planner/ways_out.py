@@ -1,4 +1,4 @@
-"""What would help where no plan meets an SLA, each way tried by planning again.
+"""What would help if no plan meets an SLA; each way is tried by planning again.
 
 A number read off the points at hand is a guess: the plans and caps that were simulated to their end
 depend on the SLA, and so does P. Here each guess only tells where to begin. A way out counts when a
@@ -30,22 +30,23 @@ from tuner.spec.errors import TunerError
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
 
-# A bound is relaxed at most to this many times itself, a load lowered to this share of itself.
+# A bound is relaxed at most to this many times itself, and a load lowered at most to this share of
+# itself.
 MOST_RELAXED = 1000.0
 LEAST_LOAD = 1 / 256
-# More devices than that are not looked at.
+# More devices than this are not looked at.
 MOST_DEVICES = 32
-# One request is served by one replica; those of more devices than a node are hardly quicker.
+# One request is served by one replica, and replicas of more devices than a node are hardly quicker.
 MOST_DEVICES_ALONE = 8
 # In twice the time a latency that is stable grows by less than this; a queue's doubles.
 GROWS = 1.4
 
-# Of what a plan serves per second when it has more than enough, so much comes in time.
+# This share of what a plan serves per second, when it has more than enough to do, comes in time.
 MOSTLY_CARRIED = 0.8
-# A load that is carried at all is seldom less below what was asked.
+# A load that is carried is seldom closer below the asked one than this.
 NEARLY_ALL = 0.95
 
-# So many plans' settings are asked before all plans are.
+# The settings of this many plans are asked before all plans are.
 NUM_LIKELY = 3
 
 
@@ -63,8 +64,8 @@ class WayOut:
 @dataclass(frozen=True, kw_only=True)
 class WaysOut:
     """``is_possible_alone``: whether the SLA is met at some low load at all. ``load_factor`` is the
-    highest share of the asked load that is carried, None where there is none; ``num_devices`` how
-    many devices of the kind carry all of it, None where up to ``most_devices`` do not.
+    highest share of the asked load that is carried, None if there is none; ``num_devices`` is how
+    many devices of the kind carry all of it, None if up to ``most_devices`` do not.
     """
 
     is_possible_alone: bool
@@ -117,7 +118,7 @@ def with_bound(sla: Sla, constraint: Constraint, bound: float) -> Sla:
 def _planned(
     again: PlanAgain, workload: Workload, sla: Sla, devices: int, plan: ParallelPlan | None = None
 ) -> OperatingPoint | None:
-    """The best of all plans there, or of ``plan`` alone; None where nothing is dependable."""
+    """The best of all plans there, or of ``plan`` alone; None if nothing is dependable."""
     try:
         found = again(workload, sla, devices, wanted=lambda p: plan is None or p == plan)
     except TunerError:
@@ -180,7 +181,7 @@ def load_scale(workload: Workload) -> Scale:
 
 
 def _likely(report: PlanReport) -> list[Settings]:
-    """Of each plan the settings that came nearest, nearest first; none where nothing ran under
+    """The settings of each plan that came nearest, nearest first; empty if nothing ran under
     load."""
     if report.is_from_alone:
         return []
@@ -211,7 +212,7 @@ def _fewest_devices(
 
     found = None if load is None else _replicated(report, again, load, most)
     found = found or by_all(most)
-    # What takes the fewest devices was chosen, as far as plans were told apart: ask again.
+    # What takes the fewest devices was chosen only as far as plans were told apart, so ask again.
     while found is not None and (fewer := by_all(found.cost_devices - 1)) is not None:
         found = fewer
     return found

@@ -11,7 +11,7 @@ FIRST_START_S = 1.0
 
 
 class Budget:
-    """So many seconds from now on.
+    """A number of seconds from now on.
 
     ``fixed_s`` counts what parts took beyond the seconds they were given to measure: processes,
     weights, and the least number of repeats.

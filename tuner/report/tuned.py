@@ -28,7 +28,7 @@ def tune_sections(document: dict[str, Any]) -> Iterator[Section]:
     yield _trials(document, trials, sla)
     if (section := _predicted(trials, sla)) is not None:
         yield section
-    # Of settings that were tried twice the later trial counts; what ran, before the design.
+    # For settings that were tried twice, the later trial counts; what ran counts before the design.
     points = {p.settings: p for p in map(read_point, document["simulated"])}
     points |= {p.settings: p for trial in trials if (p := trial.point) is not None}
     yield from point_sections(list(points.values()), sla)
@@ -86,7 +86,7 @@ def _trials(document: dict[str, Any], trials: Sequence[TrialRecord], sla: Sla) -
 
 
 def _predicted(trials: Sequence[TrialRecord], sla: Sla) -> Section | None:
-    """What simulation said beforehand beside what was measured; None where nothing ran."""
+    """What simulation said beforehand, beside what was measured; None if nothing ran."""
     keys = latency_keys(sla)
     ran = [trial for trial in trials if trial.predicted and trial.document is not None]
     rows = [

@@ -1,4 +1,4 @@
-"""Device time that a job may use, and what of it is left.
+"""Device time that a job may use, and how much of it is left.
 
 ``FINAL_SHARE`` of it is kept for measuring the best again.
 """
@@ -14,13 +14,13 @@ from tuner.spec.errors import TunerError
 UNITS_S = {"device_seconds": 1.0, "device_minutes": 60.0, "device_hours": 3600.0}
 MAX_DEVICE_S = 1e10
 FINAL_SHARE = 1 / 3
-# Reasons of trials that were not run for want of device time begin so.
+# The reasons of trials that did not run for want of device time begin with this.
 NOT_IN_BUDGET = "not run: the budget"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceBudget:
-    """So many device seconds: one device for that long, or several for less."""
+    """A number of device seconds: one device for that long, or several for less."""
 
     device_seconds: float
 
@@ -51,7 +51,7 @@ class DeviceBudget:
 
 
 def why_not_in_budget(left_s: float, needed_s: float) -> str | None:
-    """Why a run that needs so many device seconds is not started; None where it fits."""
+    """Why a run that needs this many device seconds is not started; None if it fits."""
     if needed_s <= left_s:
         return None
     left = max(0.0, left_s)

@@ -32,8 +32,8 @@ from tuner.simulation.simulate import OnProgress
 from tuner.step_model.timer import StepScale
 from tuner.workload.workload import Workload
 
-# Where plans are driven afterwards, so many are looked at that carry this share of the best by
-# simulation: it knows nothing of what else runs on the same cores.
+# If plans are driven afterwards, this many are looked at that carry this share of the best by
+# simulation, which knows nothing of what else runs on the same cores.
 LIVE_SHARE = 0.6
 MOST_LIVE = 6
 
@@ -67,13 +67,13 @@ class Drives(Protocol):
 def find_capacity_table(
     context: TuningContext, recommended: Settings, driver: Drives
 ) -> FoundTable:
-    """Of each plan of the design the settings that carry most, by simulation with what trials have
-    taught it: those with most headroom at the asked load may carry less than others.
+    """Find the settings of each plan of the design that carry most, by simulation with what trials
+    have taught it; the settings with most headroom at the asked load may carry less than others.
 
-    What can run here is driven, as long as the table would offer it: first what is ``recommended``,
-    then each entry. What is not is believed as far as those that were allow
-    (:mod:`tuner.capacity.learned`), so another plan may take an entry's place, which is driven
-    next. What the recommended settings carry is told, too, where other plans carry more: an engine
+    What can run here is driven as long as the table would offer it: first what is ``recommended``,
+    then each entry. Entries that are not driven are corrected by those that were
+    (:mod:`tuner.capacity.learned`), so another plan may take an entry's place and is driven next.
+    The table also tells what the recommended settings carry if other plans carry more: an engine
     that runs them has to know when they will not do.
 
     Raises:
@@ -143,7 +143,7 @@ def _log_ratio(simulated: CarriedRate, found: Driven) -> float | None:
 
 
 def _unseen(context: TuningContext, table: CapacityTable) -> list[str]:
-    """What to mind of entries that could have been run here, and were not."""
+    """A warning about entries that could have been run here, but were not."""
     if context.hardware is not None and not context.max_live_ranks:
         return []  # nobody takes any of what is described for one plan alone
     names = [
@@ -175,7 +175,7 @@ def _entry(context: TuningContext, standing: Standing) -> CarriedRate | None:
 
 
 def _options_by_plan(context: TuningContext) -> list[list[Settings]]:
-    """The settings of each plan, those first that have most headroom at the asked load."""
+    """The settings of each plan, those with most headroom at the asked load first."""
     ranked = sorted(context.design.values(), key=lambda point: -point.headroom(context.sla))
     options: dict[ParallelPlan, list[Settings]] = {}
     for point in ranked:

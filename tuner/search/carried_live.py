@@ -34,10 +34,10 @@ from tuner.workload.workload import Workload
 # So many plans are driven; what else is in the table is corrected by what they showed.
 MOST_DRIVEN = 6
 MOST_PROBES = 12
-# From what simulation says, rates go up or down by that.
+# Rates go up or down by this from what simulation says.
 STRIDE = 1.25
-# Probes must be possible down to this share of what is expected, if need be for so many times as
-# long.
+# Probes must be possible down to this share of what is expected, if need be over this many times
+# the seconds.
 LEAST_SHARE = 0.6
 MOST_LONGER = 2.0
 # Draws have seeds of their own, far from those of the warm-ups between them.
@@ -46,8 +46,8 @@ SEED_STRIDE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Driven:
-    """What came of driving one entry's settings. ``entry`` None: not even ``least_rps``, the lowest
-    rate that was probed, was carried."""
+    """The result of driving one entry's settings. ``entry`` None: not even ``least_rps``, the
+    lowest rate that was probed, was carried."""
 
     entry: CarriedRate | None
     least_rps: float
@@ -64,7 +64,7 @@ class Driver:
     _num_driven: int = 0
 
     def drive(self, expected: CarriedRate) -> Driven | None:
-        """Drive the settings of an entry that is expected to carry about its rate; None where that
+        """Drive the settings of an entry that is expected to carry about its rate; None if that
         cannot be done here, or is not worth it."""
         context, settings = self.context, expected.settings
         if not self._seconds or not context.can_run(settings.plan) or self.is_cancelled():
@@ -103,7 +103,7 @@ class Driver:
         return check_has_table(self.context.workload)
 
     def _seconds_for(self, expected: CarriedRate) -> float:
-        """Longer where else too few requests would come to look below what is expected."""
+        """Longer if too few requests would otherwise come to look below what is expected."""
         needed_s = 4 * least_requests(self.context.sla) / (LEAST_SHARE * expected.rate_rps)
         return min(max(self._seconds, needed_s), MOST_LONGER * self._seconds)
 
@@ -147,7 +147,7 @@ class Driver:
         )
 
     def _target(self) -> AbstractContextManager[TuningTarget]:
-        """The job's own server, where its trials run on one; else an engine of ours, served."""
+        """The job's own server if its trials run on one, else a served engine of ours."""
         context = self.context
         if context.spec.is_served:
             return nullcontext(context.live)
@@ -185,10 +185,10 @@ def served_here(context: TuningContext) -> ServedHere:
 
 
 def as_cut(live: LiveCapacity) -> Driven | None:
-    """What a search shows whose first probe took all its time; None where none was cut.
+    """What a search shows if its first probe took all its time; None if no probe was cut.
 
-    A probe is a part of that time by its arrivals, so most of it was a queue being worked off: no
-    more is carried than ended per second, and where nothing ended less than one in that time.
+    A probe is a part of that time by its arrivals, so most of it was a queue being worked off. No
+    more is carried than ended per second, or than one request in that time if none ended.
     """
     if live.cut_rps is None:
         return None
@@ -196,7 +196,7 @@ def as_cut(live: LiveCapacity) -> Driven | None:
 
 
 def as_driven(found: Capacity, settings: Settings, rate_rps: float) -> Driven:
-    """What a search shows of ``settings``, where a factor of 1 is ``rate_rps``.
+    """What a search shows of ``settings``; a factor of 1 is ``rate_rps``.
 
     Few probes drawn anew are too much alike for their interval: the low end is no higher than what
     a probe carried, the high end no lower than what one missed.

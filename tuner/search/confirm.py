@@ -1,4 +1,5 @@
-"""Winners measured again: on requests nobody has seen, as many as those they were chosen for."""
+"""Measures winners again: on requests that nobody has seen, as many as those they were chosen
+for."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def confirm(
 ) -> Confirmation:
     """Measure ``settings`` on the whole workload with another seed, if the budget holds that.
 
-    It is met only where the new run shows it with enough certainty (``policies.verdict``).
+    The SLA counts as met only if the new run shows it with enough certainty (``policies.verdict``).
     """
     seed = context.spec.seed + FRESH_SEED_OFFSET + nth
     workload = fresh_workload(context.spec.workload, context.workload, seed=seed)
@@ -83,8 +84,8 @@ def fresh_workload(spec: str, like: Workload, *, seed: int) -> Workload:
     """Another draw of ``spec`` with about as many requests and tokens as ``like``, in as much time.
 
     Draws of a bursty process differ by an order of magnitude. A light draw that meets the SLA
-    proves nothing for a heavy one, nor a heavy one that misses it for a light one. If no draw is
-    alike, the requests are those of ``like``, with other prompts.
+    proves nothing about a heavy one, and a heavy one that misses it nothing about a light one. If
+    no draw is alike, the requests are those of ``like`` with other prompts.
     """
     for draw in range(MAX_DRAWS):
         try:
@@ -104,7 +105,7 @@ def _sizes(workload: Workload) -> tuple[float, ...]:
 
 
 def _log_slower(measured: Measurement, simulated: Measurement) -> float:
-    """How much slower the run's tokens came than simulation says, as a log ratio."""
+    """How much slower the run's tokens came than in simulation, as a log ratio."""
     mine, theirs = measured.tpot_ms.mean, simulated.tpot_ms.mean
     if mine is None or theirs is None:  # no request had two tokens
         mine, theirs = measured.ttft_ms.mean, simulated.ttft_ms.mean

@@ -30,7 +30,7 @@ from tuner.spec.space import Space
 from tuner.step_model.model import StepModel
 from tuner.workload.workload import Workload
 
-# What queues only after minutes shows only in long runs; at most so many requests of the workload.
+# Queues that form only after minutes show only in long runs, so runs have up to this many requests.
 WHOLE_REQUESTS = 1000
 # Step samples that are kept for judging the cost model.
 KEPT_STEPS = 20_000
@@ -53,14 +53,13 @@ class TuningContext:
     """What :func:`tuner.search.prepare.prepare` built. Close it, or use ``with``: it may hold a
     live engine.
 
-    ``trial_workload`` is what a trial runs: the probe's slice where trials are live, else all.
+    ``trial_workload`` is what a trial runs: the probe's slice if trials are live, else all.
     ``design`` are simulated points of every feasible plan, never run or not. ``server_command``
-    starts what trials run on where that is no engine of ours. ``meter`` holds what was taken since
-    the last trial, ``design_costs`` what the design took, ``final_costs`` what measuring the best
-    again took, and ``spent_before_s`` the device seconds of that which an earlier process took.
-    ``groundwork_key`` is that of what trials rest on, and ``num_kept`` the size of what was kept of
-    it last.
-    ``step_samples`` are those of live runs of our engine in this process, the latest.
+    starts what trials run on, unless that is an engine of ours. ``meter`` holds the costs since the
+    last trial, ``design_costs`` those of the design, ``final_costs`` those of measuring the best
+    again, and ``spent_before_s`` how many device seconds of the latter an earlier process took.
+    ``groundwork_key`` identifies what trials rest on, and ``num_kept`` is its size when it was last
+    kept. ``step_samples`` are those of live runs of our engine in this process, the latest.
     """
 
     spec: TuningSpec
@@ -149,7 +148,7 @@ class TuningContext:
         )
 
     def keep_steps(self) -> None:
-        """Keep the step samples of the last live run, where our engine ran it."""
+        """Keep the step samples of the last live run, if our engine ran it."""
         if self._live is None:
             return
         from tuner.load.live import LiveEngine

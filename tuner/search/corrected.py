@@ -1,9 +1,9 @@
-"""Arithmetic corrected by what trials found: which combination is worth the next evaluation.
+"""Corrects arithmetic by what trials found, to say which combination is worth the next evaluation.
 
 Each metric is its estimate (``tuner.search.estimate``) times a factor. A Gaussian process learns
-the factors from the points there are, so a trial corrects the estimates of combinations like it,
-and little is claimed of combinations unlike all that was tried. Candidates are ranked by the
-favourable end of what is believed of them, so that what is not known gets its chance.
+the factors from the points so far: a trial corrects the estimates of combinations like it, and
+little is claimed about combinations unlike all that was tried. Candidates are ranked by the
+favourable end of their interval, so that unknown ones get a chance.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from tuner.search.estimate import Estimator
 from tuner.search.grid import FloatArray, Grid
 from tuner.search.surrogate import Load
 
-# How far estimates are off, as a log ratio, and how much of that is particular to each combination.
+# How far estimates are off, as a log ratio, and how much of that each combination has to itself.
 SPREAD = 0.6
 NOISE = 0.02
-# Over so many octaves of a knob, errors of estimates stay alike; fitted within these ends once
-# there are enough points: a cap that never binds gets a long one.
+# Errors of estimates stay alike over this many octaves of a knob. The length is fitted within these
+# ends once there are enough points; a cap that never binds gets a long one.
 LENGTH = 2.0
 LENGTHS = (0.5, 32.0)
 ENOUGH = 6
-# Standard errors to the favourable end, and further where that promises nothing.
+# How many standard errors away the favourable end is, and further ends in case that promises
+# nothing.
 OPTIMISM = (1.0, 2.0, 4.0)
 # An estimate further off than this is no estimate: an overload without end.
 MOST = 3.0
@@ -60,7 +61,8 @@ class Corrected:
         return len(self._known)
 
     def to_json(self) -> dict[str, Any]:
-        """Every estimate that is solved: of rows by their numbers, of others by their settings."""
+        """Every solved estimate: of the grid's rows by their numbers, of others by their
+        settings."""
         of_rows = {id(point) for point in self._rows.values()}
         return {
             "rows": {str(row): exact_to_json(point.metrics) for row, point in self._rows.items()},
@@ -97,11 +99,11 @@ class Corrected:
         return self._known[settings]
 
     def ranked(self, rows: Sequence[int], points: Sequence[OperatingPoint]) -> list[int]:
-        """``rows`` by the favourable end of what is believed after ``points``, best first.
+        """``rows`` by the favourable ends of their intervals after ``points``, best first.
 
-        Those that arithmetic cannot tell from one that was tried (caps that never bind) come last.
-        Where no favourable end is noticeably better than the best point so far, ends further out
-        count, so that a search looks elsewhere instead of trying what it knows again.
+        Rows that arithmetic cannot tell from one that was tried (caps that never bind) come last.
+        If no favourable end is noticeably better than the best point so far, ends further out
+        count, so that a search looks elsewhere instead of trying again what it knows.
         """
         guesses = [self.estimate(row) for row in rows]
         beliefs = [self._belief(key, rows, points) for key in self._keys()]

@@ -1,7 +1,8 @@
 """What each level of a search took: seconds, and device seconds where devices were held for it.
 
 Arithmetic and simulation hold none. A live run holds the devices of its plan from the start of its
-engine or server to the end of its load, the warm-up included; a profile all that it profiles.
+engine or server to the end of its load, the warm-up included. A profile holds all devices that it
+profiles.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from engine.spec.measurement import Fidelity
 
-# The event that tells of what was taken after the last trial; trials keep their own costs.
+# The event that tells the costs after the last trial; trials keep their own.
 SPENT = "spent"
 
 
@@ -31,8 +32,8 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one run of a level took. ``load_s`` of a live run's seconds the load ran, the rest were
-    for starting and warming up."""
+    """What one run of a level took. The load ran for ``load_s`` of a live run's seconds; the rest
+    went to starting and warming up."""
 
     level: Level
     seconds: float
@@ -52,7 +53,7 @@ class Meter:
 
     @contextmanager
     def timing(self, level: Level, *, num_devices: int = 0) -> Iterator[None]:
-        """Time what is done inside, also where it fails: its devices were held all the same."""
+        """Time what is done inside, even if it fails: its devices were held all the same."""
         started_s = time.monotonic()
         try:
             yield

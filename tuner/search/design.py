@@ -38,7 +38,7 @@ class ModeRule:
         )
 
     def with_decodes_in_shift(self, max_num_seqs: int) -> ModeRule:
-        """The rule that keeps full decode steps in shift; rungs have what is left to them."""
+        """The rule that keeps full decode steps in shift; rungs get the steps that are left."""
         least = max(self.threshold_tokens, max_num_seqs)
         left = tuple((mode, most) for mode, most in self.rung_thresholds if most > least)
         return ModeRule(threshold_tokens=least, rung_thresholds=left)

@@ -1,8 +1,8 @@
 """What settings would do by arithmetic alone: step times, and a run in outline.
 
-No step is scheduled: stretches of equal steps are (:mod:`tuner.search.outline`). It is good enough
-to say which combinations are worth a simulation, and costs a few milliseconds, none where a cap
-that was tried never bound.
+It schedules no single steps but stretches of equal ones (:mod:`tuner.search.outline`). That is good
+enough to say which combinations are worth a simulation, and costs a few milliseconds, or nothing if
+a cap that was tried never bound.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENDLESS = 1 << 30
 @dataclass(kw_only=True)
 class Estimator:
     """Estimates under one load. Step times and outlines are kept: settings whose caps do not bind
-    have those of others that differ in these caps alone."""
+    share those of others that differ only in these caps."""
 
     load: Load
     timer: Callable[[ParallelPlan], StepTimer]

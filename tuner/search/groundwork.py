@@ -1,8 +1,8 @@
 """What the trials of a job rest on, kept so that another process need not work it out again.
 
-That is the simulated design and the estimates that ranking solved: seconds of arithmetic which
-come out alike in any process. They are known by a key over everything they follow from, this
-software included, and where that is another, they are worked out again.
+That is the simulated design and the estimates that ranking solved: seconds of arithmetic which come
+out alike in any process. They are kept under a key over everything that they follow from, this
+software included; if the key differs, they are worked out again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Json = dict[str, Any]
 
 
 def groundwork_key(context: TuningContext) -> str:
-    """A hash of what the groundwork follows from: what was asked, with what the files that it names
-    hold, and the software."""
+    """A hash of what the groundwork follows from: the question, the contents of the files that it
+    names, and the software."""
     return digest(
         SCHEMA,
         software_digest(),
@@ -61,7 +61,7 @@ def put_groundwork(context: TuningContext, kept: Json) -> None:
 
 
 def new_groundwork(context: TuningContext) -> Json | None:
-    """What there is by now, to be kept; None where nothing came since it was asked for last."""
+    """What there is by now, to be kept; None if nothing has been added since the last call."""
     size = _size(context)
     if size == context.num_kept:
         return None
@@ -77,7 +77,7 @@ def new_groundwork(context: TuningContext) -> Json | None:
 
 
 def _size(context: TuningContext) -> int:
-    """Grows with what is worked out; 0 where nothing is known of step times."""
+    """Grows with what is worked out; 0 if nothing is known of step times."""
     if context.simulator.is_blind:
         return 0
     return len(context.examples) + context.corrected.num_known

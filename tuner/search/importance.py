@@ -3,7 +3,7 @@
 The share is Optuna's functional ANOVA (Hutter, Hoos, Leyton-Brown, "An Efficient Approach for
 Assessing Hyperparameter Importance", 2014): of the variance of the latency score that a forest
 fitted to the points explains, the part that the knob explains, with its interactions left out. It
-says what mattered among the points at hand, not what would elsewhere.
+says what mattered among the points at hand, not what would matter elsewhere.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _shares(values: Mapping[str, list[Value]], known: Sequence[_Known]) -> dict[
     A knob is given by the rank of its value, so that one without a value (no threshold) has a
     place, too.
     """
-    # Only who asks for importance waits for these libraries.
+    # Imported here, so that only those who ask for importance wait for these libraries.
     import optuna
 
     if len({score for _, score in known}) < 2:

@@ -17,7 +17,7 @@ from tuner.workload.workload import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class LiveRun:
-    """What came of it. ``measurement`` None: it told nothing, for the ``reason``. Otherwise a
+    """The result of a run. ``measurement`` None: it told nothing, for the ``reason``. Otherwise, a
     ``reason`` says why it was stopped as hopeless, and the measurement is of the part that ran."""
 
     cost: Cost

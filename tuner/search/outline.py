@@ -1,8 +1,8 @@
-"""A run in outline: one replica's steps in stretches, between which nothing changes.
+"""A run in outline: one replica's steps in stretches, within which nothing changes.
 
-Requests come as the workload says, wait for a row where all are taken, and are computed chunk by
-chunk beside the decodes, as long as each step takes. So bursts, runs that end before a queue has
-grown, and caps that keep requests waiting count as they are. Steps of a stretch are alike: every
+Requests come as the workload says, wait for a row if all are taken, and are computed chunk by chunk
+beside the decodes; steps take as long as their work does. So bursts, runs that end before a queue
+has grown, and caps that keep requests waiting show as they are. Steps of a stretch are alike: every
 sequence has the mean context, and what comes during a stretch is seen at its end.
 """
 
@@ -23,11 +23,11 @@ from engine.spec.steps import StepShape
 from tuner.search.surrogate import Load
 
 FloatArray = npt.NDArray[np.float64]
-# More requests than that tell little more of how combinations compare.
+# More requests than this tell little more about how combinations compare.
 MOST_REQUESTS = 200
 # Chunks are timed at multiples of this.
 CHUNK = 32
-# So often a chunk is cut before its step is taken to be within the limit on its time.
+# A chunk is cut this often before its step counts as within the limit on its time.
 NUM_CUTS = 3
 
 
@@ -160,7 +160,7 @@ class _Replica:
         self.most_active = self.most_tokens = 0
         self.waits = self.is_cut = False
         self._now_s, self._sent = 0.0, 0
-        # A closed loop's clients send when they have their answer.
+        # In a closed loop, clients send when they have their answer.
         self._can_send = len(inputs) if clients is None else min(clients, len(inputs))
         self._is_closed = clients is not None
         self._waiting: list[tuple[int, int]] = []

@@ -60,51 +60,26 @@ def prepare(
     """
     cancel = Cancellation(is_cancelled)
     sla = spec.parsed_sla
-    workload = parse_workload(spec.workload, seed=spec.seed)
-    if spec.capacity_table:
-        check_has_table(workload)
-    node = None if spec.is_local else spec.node()
+    workload, node, model = _read(spec)
     hardware = None if node is None else node.hardware
-    if hardware is not None and spec.num_devices > hardware.count:
-        raise TunerError(f"{spec.num_devices} devices asked for, {hardware} has {hardware.count}")
-    model = ModelConfig.from_dir(spec.model_path) if node is None else node.model
     config = engine_config(spec, model, node)
-    max_model_len = min(config.max_model_len or model.max_positions, model.max_positions)
     cancel.check()
     space = build_space(
         model,
         spec.num_devices,
         check_memory=lambda plan: _check_plan(spec, node, config, plan, model, workload),
-        max_model_len=max_model_len,
+        max_model_len=_max_model_len(config, model),
         least_devices=spec.num_devices if spec.uses_all_devices else 1,
     )
     is_blind = spec.is_served and node is None and cost_model is None
-    if is_blind and spec.capacity_table:
-        raise TunerError(
-            "a capacity table is simulated, and nothing is known of this server's step times; "
-            "name what it runs on (--hardware) or a cost model"
-        )
+    if is_blind:
+        _check_needs_no_times(spec)
     meter = Meter()
     step_model = (
         None if node or is_blind else _step_model(spec, model, cost_model, on_event, meter, cancel)
     )
     timer_of = None if is_blind else _timers(spec, model, node, step_model)
-    has_rungs = not spec.is_served and (node is None or node.has_rungs)
-    space = _with_ladders(space, timer_of, has_rungs=has_rungs)
-    if node is not None or not spec.is_served:  # no flags of a server's express such knobs
-        space = with_own_knobs(space, node, workload)
-    simulator = Simulator(
-        model=model,
-        sla=sla,
-        timer_of=timer_of,
-        blocks_of=lambda plan: num_kv_blocks(config, model, plan),
-        block_size=config.block_size,
-        max_model_len=max_model_len,
-        interval=_interval(node, step_model),
-        seed=spec.seed,
-        node=node,
-        step_scale=spec.step_scale,
-    )
+    space = _with_knobs(space, spec, node, workload, timer_of)
     is_live = (spec.is_local or spec.is_served) and spec.is_live
     context = TuningContext(
         spec=spec,
@@ -113,7 +88,7 @@ def prepare(
         workload=workload,
         trial_workload=head(workload, spec.probe_requests) if is_live else workload,
         space=space,
-        simulator=simulator,
+        simulator=_simulator(spec, node, model, config, timer_of, step_model),
         config=replace(
             config,
             envelope=space.envelope,
@@ -129,6 +104,59 @@ def prepare(
     )
     _lay_groundwork(context, groundwork, cancel)
     return context
+
+
+def _read(spec: TuningSpec) -> tuple[Workload, Node | None, ModelConfig]:
+    """The workload, the described hardware (None: this machine) and the model of a job.
+
+    Raises:
+        TunerError, EngineError: what is at fault.
+    """
+    workload = parse_workload(spec.workload, seed=spec.seed)
+    if spec.capacity_table:
+        check_has_table(workload)
+    node = None if spec.is_local else spec.node()
+    if node is None:
+        return workload, None, ModelConfig.from_dir(spec.model_path)
+    hardware = node.hardware
+    if spec.num_devices > hardware.count:
+        raise TunerError(f"{spec.num_devices} devices asked for, {hardware} has {hardware.count}")
+    return workload, node, node.model
+
+
+def _check_needs_no_times(spec: TuningSpec) -> None:
+    """Raises TunerError where a job cannot do without step times."""
+    if spec.capacity_table:
+        raise TunerError(
+            "a capacity table is simulated, and nothing is known of this server's step times; "
+            "name what it runs on (--hardware) or a cost model"
+        )
+
+
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    return min(config.max_model_len or model.max_positions, model.max_positions)
+
+
+def _simulator(
+    spec: TuningSpec,
+    node: Node | None,
+    model: ModelConfig,
+    config: EngineConfig,
+    timer_of: Callable[[ParallelPlan], StepTimer] | None,
+    step_model: StepModel | None,
+) -> Simulator:
+    return Simulator(
+        model=model,
+        sla=spec.parsed_sla,
+        timer_of=timer_of,
+        blocks_of=lambda plan: num_kv_blocks(config, model, plan),
+        block_size=config.block_size,
+        max_model_len=_max_model_len(config, model),
+        interval=_interval(node, step_model),
+        seed=spec.seed,
+        node=node,
+        step_scale=spec.step_scale,
+    )
 
 
 def _lay_groundwork(
@@ -172,15 +200,24 @@ def _with_ladders(
     return replace(space, ladders=advised_ladders(timers, space.default_caps.max_num_seqs))
 
 
-def with_own_knobs(space: Space, node: Node | None, workload: Workload) -> Space:
-    """The space with what only our own scheduler can be told, and without caps that a described
-    node has no room for."""
-    if node is None:
-        return replace(space, step_ms=STEP_MS, orders=ORDERS)
-    space = replace(space, refused=refused_caps(space, node, workload))
-    if node.backend.name != OWN:
+def _with_knobs(
+    space: Space,
+    spec: TuningSpec,
+    node: Node | None,
+    workload: Workload,
+    timer_of: Callable[[ParallelPlan], StepTimer] | None,
+) -> Space:
+    """The space with every knob that trials may turn, and without caps that a described node has
+    no room for."""
+    has_rungs = not spec.is_served and (node is None or node.has_rungs)
+    space = _with_ladders(space, timer_of, has_rungs=has_rungs)
+    if spec.is_served and node is None:  # a server's flags express no further knobs
         return space
-    return replace(space, step_ms=STEP_MS, orders=ORDERS)
+    if node is not None:
+        space = replace(space, refused=refused_caps(space, node, workload))
+    if node is None or node.backend.name == OWN:  # only our own scheduler can be told these
+        space = replace(space, step_ms=STEP_MS, orders=ORDERS)
+    return space
 
 
 def _check_plan(

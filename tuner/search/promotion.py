@@ -1,7 +1,7 @@
 """Which settings go on to the next fidelity: those whose interval still reaches what counts.
 
-Before a live run the simulated interval must reach the SLA, and the best that ran so far: where
-even its favourable end is behind the unfavourable end of that one, a run could only confirm it.
+Before a live run, the simulated interval must reach the SLA and the best run so far: if even its
+favourable end is behind the unfavourable end of the best, a run could only confirm that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RISING = (
 def why_not_run(
     context: TuningContext, predicted: OperatingPoint, done: Sequence[TrialRecord]
 ) -> str | None:
-    """Why a live run of ``predicted``, a simulated point, would be in vain; None where its interval
+    """Why a live run of ``predicted``, a simulated point, would be in vain; None if its interval
     overlaps."""
     return _hopeless(predicted, context.sla) or _beaten(
         predicted, best_run(context, done), context.sla, context.spec.goal.objective

@@ -1,8 +1,8 @@
-"""What of a job's device time is left, and whether the next live run fits.
+"""How much of a job's device time is left, and whether the next live run fits.
 
-Nothing is started that would not fit: a run is expected to take as long as its load does, by
-simulation or by the clock of its arrivals, and the most that earlier runs took beside theirs, to
-start and warm up. One that takes longer is ended when the budget is used.
+Nothing is started that would not fit. A run is expected to take as long as its load, by simulation
+or by the times of its arrivals, plus the most that earlier runs took to start and warm up. One that
+takes longer is ended when the budget is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tuner.search.live_run import load_s
 from tuner.search.trials import TrialRecord
 from tuner.workload.workload import Workload
 
-# What starting and warming up is expected to take before there was one: ranks here, a server.
+# What starting and warming up is expected to take before the first one: ranks here, a server.
 FIRST_START_S = 2.0
 FIRST_SERVER_START_S = 30.0
 
@@ -56,7 +56,7 @@ class Purse:
         return None if self.left_s is None else self.left_s / settings.plan.world_size
 
     def why_not(self, needed_s: float) -> str | None:
-        """Why runs that need so many device seconds are not started; None where they fit."""
+        """Why runs that need this many device seconds are not started; None if they fit."""
         return None if self.left_s is None else why_not_in_budget(self.left_s, needed_s)
 
     def why_not_run(self, settings: Settings, workload: Workload) -> str | None:
@@ -85,7 +85,8 @@ class Purse:
         )
 
     def _load_s(self, settings: Settings, workload: Workload) -> float:
-        """Of a closed loop that cannot be simulated only earlier runs tell; the first is free."""
+        """For a closed loop that cannot be simulated, only earlier runs tell; the first one is let
+        through."""
         context = self.context
         if not context.simulator.is_blind:
             return load_s(context.simulator.run(settings, workload))

@@ -12,7 +12,8 @@ from tuner.search.design import rank_point
 from tuner.search.surrogate import TARGETS, Example, Load, Surrogate, features, fit_surrogate
 from tuner.search.trials import TrialRecord
 
-# Combinations whose estimates are solved for one proposal: seconds of arithmetic, once a job.
+# How many combinations have their estimates solved for one proposal: seconds of arithmetic, once a
+# job.
 MAX_CANDIDATES = 1500
 
 
@@ -61,7 +62,7 @@ def trained_surrogate(
 def shortlist(context: TuningContext) -> list[Settings]:
     """The best simulated settings of each plan, best plans first; plans that can run lead.
 
-    Where nothing can be simulated, each plan with the caps that it would have by default.
+    If nothing can be simulated, each plan with the caps that it would have by default.
     """
     if context.simulator.is_blind:
         return [context.default_settings(plan) for plan in context.space.plans]

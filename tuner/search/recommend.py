@@ -20,6 +20,7 @@ from tuner.search.finals import Finals
 from tuner.search.recommended import make_recommendation
 from tuner.search.report import (
     Confirmation,
+    Recommendation,
     TuningReport,
     infeasible_json,
     point_json,
@@ -77,7 +78,7 @@ def recommend(
     gets the same chance to prove itself before the answer is that nothing will do.
 
     Then winner, runner-up and trial 0 share fresh draws (``tuner.search.finals``), which may change
-    the places of the first two. ``spent_device_s``: what an earlier call, which was cut off, took.
+    the places of the first two. ``spent_device_s``: what an earlier call took that was cut off.
     """
     context.final_costs.clear()
     context.spent_before_s = spent_device_s
@@ -113,7 +114,7 @@ def recommend(
 def _unproven(
     context: TuningContext, selection: Selection, confirmations: Sequence[Confirmation]
 ) -> OperatingPoint | None:
-    """The near miss, where it met the SLA on fewer requests than the whole workload has."""
+    """The near miss, if it met the SLA on fewer requests than the whole workload has."""
     near = selection.closest
     if near is None or not meets_in_run(near, context.sla):
         return None
@@ -192,25 +193,13 @@ def _report(
     seen = steps_seen(context)
     warnings = [*context.warnings, *finals.warnings]
     warnings += [seen.warning] if seen is not None and seen.warning is not None else []
-    confirmations = finals.confirmations
-    recommendation = None
-    if (best := selection.best) is not None:
-        settings = best.settings
-        document = next((c.document for c in confirmations if c.point is best), None)
-        table = finals.find_capacity_table(settings)
-        warnings += [] if table is None else table.warnings
-        recommendation = make_recommendation(
-            context, trials, selection, best, document, None if table is None else table.table
-        )
-        warning = settings.threshold_warning
-        warnings += [warning] if warning else []
-        if best.fidelity is Fidelity.SIMULATED:
-            warnings.append("the recommended plan was simulated, not run: measure it before use")
+    recommendation, notes = _recommendation(context, trials, selection, finals)
+    warnings += notes
     report = TuningReport(
         recommendation=recommendation,
         trials=tuple(trials),
         pruned=context.space.pruned,
-        confirmations=tuple(confirmations),
+        confirmations=tuple(finals.confirmations),
         alternatives={
             name: point_json(point, context.sla)
             for name, point in (("fastest", selection.fastest), ("balanced", selection.balanced))
@@ -234,8 +223,31 @@ def _report(
     return report
 
 
+def _recommendation(
+    context: TuningContext,
+    trials: Sequence[TrialRecord],
+    selection: Selection,
+    finals: Finals,
+) -> tuple[Recommendation | None, list[str]]:
+    """The recommendation, if something is best, and what to mind about it."""
+    best = selection.best
+    if best is None:
+        return None, []
+    document = next((c.document for c in finals.confirmations if c.point is best), None)
+    table = finals.find_capacity_table(best.settings)
+    recommendation = make_recommendation(
+        context, trials, selection, best, document, None if table is None else table.table
+    )
+    notes = [] if table is None else [*table.warnings]
+    if (warning := best.settings.threshold_warning) is not None:
+        notes.append(warning)
+    if best.fidelity is Fidelity.SIMULATED:
+        notes.append("the recommended plan was simulated, not run: measure it before use")
+    return recommendation, notes
+
+
 def _steps_json(context: TuningContext, selection: Selection) -> dict[str, Any] | None:
-    """Step times of the answer, else of the near miss; None where none are known."""
+    """Step times of the answer, else of the near miss; None if none are known."""
     if context.simulator.is_blind:
         return None
     point = selection.best or selection.closest

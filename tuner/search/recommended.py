@@ -1,4 +1,4 @@
-"""The recommended settings with all that an operator is told of them."""
+"""The recommended settings with everything that an operator is told about them."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def make_recommendation(
     measured: dict[str, Any] | None,
     table: CapacityTable | None,
 ) -> Recommendation:
-    """``best`` as it is told: with what simulation says of it, ways to serve it, and why it is the
-    answer. ``measured``: the document of its last run. ``table``: what plans carry."""
+    """``best`` as an operator reads it: with what simulation says of it, ways to serve it, and why
+    it is the answer. ``measured`` is the document of its last run, ``table`` what plans carry."""
     settings = best.settings
     assert selection.probability is not None, "a best point has a chance"
     workload = head(context.workload, PREDICTED_REQUESTS)
@@ -143,7 +143,8 @@ def _explain(context: TuningContext, selection: Selection, best: OperatingPoint)
 def _paced_document(context: TuningContext, settings: Settings) -> dict[str, Any] | None:
     """The winner once more on the real engine, its steps paced by the wall clock.
 
-    Still ``simulated``: the front end, the scheduler and the load are real, the step times not.
+    It is still ``simulated``: the front end, the scheduler and the load are real, but not the step
+    times.
     """
     if context.hardware is None:
         return None

@@ -31,7 +31,7 @@ def server_command(spec: TuningSpec, config: EngineConfig) -> ServerCommand:
 
 
 def server_caps(spec: TuningSpec, node: Node | None, plan: ParallelPlan) -> Caps:
-    """Caps of a server where nobody names any: by the device that it runs on."""
+    """Caps of a server if nobody names any: those of the device that it runs on."""
     if node is not None and node.backend.name == spec.engine:
         return node.backend.default_caps
     if spec.device == "cpu" and spec.engine == System.VLLM:

@@ -30,13 +30,13 @@ class Simulator:
     """Simulates settings of one model under one SLA; remembers what it has simulated.
 
     ``interval`` is how far whole-plan step times may be off, as a log ratio: points carry the
-    metrics of a run with all steps that much slower, and faster. A ``node`` knows that by phase and
-    load, and what lies around its steps (a backend's front end), and simulates for itself.
+    metrics of a run with all steps that much slower, and faster. A ``node`` knows this by phase and
+    load, as well as what lies around its steps (a backend's front end), and simulates for itself.
     ``slower`` is how much slower than its step model a plan has turned out to be, as a log ratio;
-    ``step_scale`` how many times as long all steps take as the model says.
+    ``step_scale`` how many times longer than the model says all steps take.
 
-    Without ``timer_of`` nothing is known of step times: points have no metrics, and runs and
-    timers must not be asked for.
+    Without ``timer_of``, nothing is known of step times: points have no metrics, and nobody may ask
+    for runs or timers.
     """
 
     model: ModelConfig

@@ -66,13 +66,13 @@ class TuningSpec:
     ``backend`` (None: as :func:`backend_of` says, filled in); there ``model_dir`` may be a model's
     name and ``dtype`` may be fp8. ``is_live`` False keeps a local job to simulation. ``dtype``
     None: as the checkpoint says. ``link`` is an emulated link (``latency_us=..,gbps=..``). A live
-    trial sends the first ``probe_requests`` of the workload; the winner all of it.
-    ``probe_paced`` runs the winner on described hardware once more on the real engine with steps
-    paced by the wall clock. ``objective``, ``price_per_device_hour`` and ``uses_all_devices`` are
-    those of ``policies.objective.Goal``. ``capacity_table``: also find what rate each plan carries.
+    trial sends the first ``probe_requests`` of the workload; the winner all of it. ``probe_paced``
+    runs the winner on described hardware once more on the real engine with steps paced by the wall
+    clock. ``objective``, ``price_per_device_hour`` and ``uses_all_devices`` are those of
+    ``policies.objective.Goal``. ``capacity_table``: also find what rate each plan carries.
     ``capacity_seconds``: for so long each plan of that table which can run here is driven over HTTP
-    (0: it is only simulated). ``step_scale``: steps are simulated as so many times as long as the
-    step model says, since they were seen to be so.
+    (0: it is only simulated). ``step_scale``: simulated steps take this many times as long as the
+    step model says, because live ones were seen to.
 
     ``budget``: device time that the job may use, as in ``device_minutes=30``; None: as much as it
     takes.

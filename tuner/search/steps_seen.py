@@ -43,7 +43,7 @@ class StepsSeen:
 
 
 def steps_seen(context: TuningContext) -> StepsSeen | None:
-    """What live trials of our engine say of the job's step model; None where none ran, or no step
+    """What live trials of our engine say of the job's step model; None if none ran, or if no step
     model guides them. A refit that is better is saved beside other cost models."""
     if context.cost_model is None:
         return None

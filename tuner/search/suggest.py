@@ -1,9 +1,9 @@
 """Suggestions from Optuna, rebuilt from the trial records at every ask.
 
-The records are the only truth: a study is made anew in memory from them and the sampler seeded
-from (seed, trial number), so a search that was interrupted goes on as if it had not been. What a
-sampler asks for is turned into the nearest feasible combination that was not tried yet, so no trial
-is lost to one that cannot run.
+The records are the only truth: a study is made anew in memory from them and the sampler seeded from
+(seed, trial number), so a search that was interrupted goes on as if it had not been. A sampler's
+wish is turned into the nearest feasible combination that was not tried yet, so that no trial is
+lost to one that cannot run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def suggest(
     prior: Sequence[OperatingPoint] = (),
     choice: SamplerChoice = DEFAULT,
 ) -> list[Settings]:
-    """``count`` settings worth trying as trial ``number``, given all earlier ones; fewer where the
+    """``count`` settings worth trying as trial ``number``, given all earlier ones; fewer if the
     grid has no more.
 
     ``prior`` are points of a cheaper fidelity: they count until their settings are tried. Minimises

@@ -1,9 +1,9 @@
 """The surrogate: metrics of whole operating points in milliseconds, fidelity ``predicted``.
 
 First comes physics: what queueing alone says (:mod:`tuner.search.queueing`), times one factor a
-metric. What that misses is learned in logs with boosted trees over the plan, the caps and what
-drove the estimate. Both are judged on plans that they never saw; where the trees do not beat
-physics there, they are off. The 90 % intervals are split-conformal, from the same errors, apart for
+metric. What that misses is learned in logs by boosted trees over the plan, the caps and what drove
+the estimate. Both are judged on plans that they never saw; if the trees do not beat physics there,
+they are off. The 90 % intervals are split-conformal, from the same errors, with separate ones for
 settings whose requests queue. It ranks what to simulate next; it never decides alone.
 """
 
@@ -31,7 +31,7 @@ IntArray = npt.NDArray[np.int64]
 SCHEMA = "surrogate/v2"
 NUM_FOLDS = 5
 MIN_POINTS = 20
-# A replica with more requests waiting than that is one whose requests queue.
+# If more requests than this wait at a replica, its requests count as queueing.
 QUEUES = 1.0
 TARGETS = (
     "p50_ttft_ms",
@@ -126,9 +126,9 @@ def _row(settings: Settings, load: Load, queueing: Queueing) -> tuple[float, ...
 
 @dataclass(frozen=True, kw_only=True)
 class MetricModel:
-    """One metric: ``log_factor`` on what physics says, and the trees on top, None where they do not
-    beat it on plans they never saw. The errors are medians of |log| there. ``half_width`` is that
-    of the 90 % interval in logs, ``queued_half_width`` where requests queue."""
+    """One metric: ``log_factor`` on what physics says, and the trees on top, None if they do not
+    beat physics on plans that they never saw. The errors are medians of |log| there. ``half_width``
+    is that of the 90 % interval in logs, ``queued_half_width`` the same if requests queue."""
 
     log_factor: float
     trees: Trees | None
@@ -211,8 +211,8 @@ def _fit(examples: Sequence[Example], key: str, seed: int) -> MetricModel:
     physical, with_trees = _held_out_errors(x, y, groups, seed)
     physical_error = float(np.median(np.abs(physical)))
     boosted_error = float(np.median(np.abs(with_trees)))
-    # Both the middle and the tail have to be better: few points make trees that are right on
-    # average and far off where they never were.
+    # Both the middle and the tail have to be better: trees made from few points are right on
+    # average, but far off where they have no points.
     is_better = boosted_error < physical_error and conformal(np.abs(with_trees)) < conformal(
         np.abs(physical)
     )
@@ -235,7 +235,7 @@ def _held_out_errors(
     """Log errors of physics and of the trees on the plans (``groups``) of the other folds."""
     count = len(np.unique(groups))
     if count < 2:
-        # Nothing can be held out: the spread is all that is known, and trees are not trusted.
+        # Nothing can be held out: only the spread is known, and trees are not trusted.
         return y - np.median(y), np.full(len(y), np.inf)
     from sklearn.model_selection import GroupKFold
 
@@ -253,7 +253,7 @@ def _trees(seed: int) -> Any:
 
 
 def _half_width(errors: FloatArray, is_alike: npt.NDArray[np.bool_]) -> float:
-    """90 % of held-out log errors of its like are below this; of all where they are few."""
+    """90 % of held-out log errors of its kind are below this; of all kinds if they are few."""
     mine = errors[is_alike] if is_alike.sum() >= MIN_POINTS else errors
     return conformal(mine)
 

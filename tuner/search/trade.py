@@ -11,7 +11,7 @@ from policies.pareto import front_of, hypervolume
 from policies.sla import Sla
 from tuner.search.trials import TrialRecord
 
-# No goodput, and latencies (geometric mean) just at the bounds.
+# The reference point: no goodput, and latencies (geometric mean) just at the bounds.
 REFERENCE = (0.0, 1.0)
 
 
@@ -19,8 +19,8 @@ def trade_json(trials: Sequence[TrialRecord], sla: Sla) -> dict[str, Any]:
     """The front of all trials, best goodput first, and the hypervolume after each trial.
 
     The hypervolume is the area that the front covers: requests/s per device within the SLA, times
-    the share of the latency bounds left. It never falls; where it stops growing, more trials
-    hardly help.
+    the share of the latency bounds left. It never falls; once it stops growing, more trials hardly
+    help.
     """
     costs: dict[int, tuple[float, float]] = {}
     volumes = []

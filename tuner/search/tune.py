@@ -44,7 +44,7 @@ __all__ = [
 
 NUM_SUGGESTIONS = 8
 
-# Who proposes a trial, by its number modulo this; what is left is arithmetic's.
+# Who proposes a trial, by its number modulo this; arithmetic proposes the rest.
 NUM_TURNS = 3
 DESIGN_TURN, OPTUNA_TURN = 1, 2
 
@@ -240,7 +240,7 @@ def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) ->
 def _suggested_blindly(
     context: TuningContext, done: Sequence[TrialRecord], number: int
 ) -> Settings:
-    """Where no step time is known, what Optuna suggests from the trials is as good as can be."""
+    """If no step time is known, nothing is better than what Optuna suggests from the trials."""
     rows = _suggested(context, done, number) or candidates(context, done, seed=number)
     return context.grid.settings(rows[0]) if rows else context.baseline
 

@@ -1,4 +1,4 @@
-"""What an answer says where nothing could be simulated: trials of a server, and no step times."""
+"""What an answer says if nothing could be simulated: trials of a server, without step times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tuner.spec.machine import this_machine
 
 
 def lone_band(context: TuningContext, best: OperatingPoint) -> Schedule:
-    """One band for every load: of other loads than the trials' nothing is known."""
+    """One band for every load, because only the trials' load is known."""
     workload = context.workload
     band = LoadBand(
         rate_rps_low=0.0,

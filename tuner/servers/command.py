@@ -19,9 +19,9 @@ from tuner.launch.vllm import vllm_options, words_of
 from tuner.launch.why_not import rungs_note, why_not, why_not_caps
 from tuner.spec.errors import TunerError
 
-# A large model is read from disk and compiled for meanwhile.
+# Meanwhile, a large model is read from disk and compiled for.
 DEFAULT_START_TIMEOUT_S = 900.0
-# How each system is started where nothing else is said; the model and flags follow.
+# How each system is started unless somebody says otherwise; the model and flags follow.
 COMMANDS = {
     System.VLLM: "vllm serve",
     System.SGLANG: "python -m sglang.launch_server",
@@ -31,7 +31,7 @@ TAKES_MODEL = "serve"
 MODEL_FLAGS = {System.VLLM: "--model", System.SGLANG: "--model-path"}
 # Caps of vLLM's API server on CPU, per rank; on devices they are in its profile.
 CPU_CAPS = Caps(max_num_seqs=128, max_num_batched_tokens=2048)
-# Whom an operator's own flags must leave to us, as they are what trials differ in.
+# Flags that an operator's own command must leave to us, because trials differ in them.
 OURS = (
     "--port", "--tensor-parallel-size", "-tp", "--tp-size", "--pipeline-parallel-size", "-pp",
     "--pp-size", "--data-parallel-size", "-dp", "--dp-size", "--max-num-seqs",
@@ -101,7 +101,7 @@ class ServerCommand:
         """The command that serves ``settings`` on ``port``."""
         served = Served(
             precision=self.precision,
-            # As it starts by default: each trial has prompts of its own, so none finds another's.
+            # As by its default: each trial has prompts of its own, so none finds another's.
             keeps_prefixes=True,
             step_order=StepOrder.PREFILL_FIRST if self.system is System.SGLANG else StepOrder.MIXED,
             checkpoint=self.model,
@@ -136,12 +136,12 @@ class ServerCommand:
         return why_not(name, settings.plan) or why_not_caps(name, settings.caps)
 
     def unexpressed(self, settings: Settings) -> tuple[str, ...]:
-        """What of the settings its flags have no words for, so that it does not happen."""
+        """The settings that its flags have no words for, and which therefore do not happen."""
         return unexpressed(self.system, settings)
 
 
 def unexpressed(system: str, settings: Settings) -> tuple[str, ...]:
-    """What of the settings the flags of ``system`` have no words for."""
+    """The settings that the flags of ``system`` have no words for."""
     caps, found = settings.caps, []
     if caps.max_step_ms is not None:
         found.append(f"{system} has no flag for max_step_ms={caps.max_step_ms:g}")

@@ -3,10 +3,9 @@
 ``python keeper.py PARENT_PID GRACE_S WORD...`` starts the words as a command and leads its process
 group. It ends when the command has ended, on SIGTERM, and when the parent is gone. Before that it
 sends the command SIGTERM and, after the grace, SIGKILL to whatever is left of it: servers start
-processes of their own, and those whose parent died come to the keeper (a child subreaper).
+processes of their own, and orphans among them come to the keeper (a child subreaper).
 
-Its exit code is the command's, 128 + the signal where one ended it, and 127 where it could not be
-started.
+Its exit code is the command's, 128 + the signal if one ended it, or 127 if it could not be started.
 """
 
 from __future__ import annotations

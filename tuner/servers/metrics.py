@@ -35,7 +35,7 @@ Samples = Mapping[str, float]
 def read_samples(url: str, *, api_key: str | None = None) -> tuple[Samples, dict[str, str]]:
     """Every sample of ``url/metrics`` by name, summed over labels, and labels of its KV cache.
 
-    Empty where the server has no such page: what it counts is told, never relied on.
+    Empty if the server has no such page: its counts are reported, but never relied on.
     """
     try:
         answer = httpx.get(

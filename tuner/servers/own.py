@@ -16,8 +16,8 @@ from tuner.spec.errors import TunerError
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCommand:
-    """Serves ``here`` as whoever pastes a recommendation's command would: front end, HTTP and ranks
-    on this machine. A :class:`tuner.servers.target.Command`."""
+    """Serves ``here`` the way a recommendation's pasted command would: front end, HTTP and ranks on
+    this machine. A :class:`tuner.servers.target.Command`."""
 
     here: ServedHere
     max_model_len: int | None = None

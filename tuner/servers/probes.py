@@ -21,14 +21,15 @@ from tuner.step_model.server_fit import SeenSteps
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
-# Asked alone; those that the server's context has room for.
+# Lengths of prompts that are asked alone, as far as the server's context has room for them.
 PROMPTS = (1, 8, 32, 128, 256, 512, 1024, 2048, 4096)
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
-# Of streams: as many tokens, after prompts of so many, and of so many where the context allows.
+# Of streams: the tokens of an answer, those of its prompt, and those of a longer prompt if the
+# context allows.
 STREAM_TOKENS = 24
 SHORT, LONG = 16, 1024
 LONG_STREAMS = (1, 4, 8)
-# What is looked at however little time there is.
+# Looked at however little time there is.
 NEEDED_PROMPT, NEEDED_STREAMS = 256, 8
 PREFILL_S = "vllm:request_prefill_time_seconds"
 
@@ -38,7 +39,7 @@ Ask = Callable[[Workload], tuple[Measurement, "Counted"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """Mean seconds that the server itself says its prompts took, None: it does not tell."""
+    """Mean seconds that prompts took by the server's own count; None: it does not tell."""
 
     prefill_s: float | None
 
@@ -164,7 +165,7 @@ def _stream_look(run: Measurement) -> Look | None:
         decode_context_tokens=round(streams * context),
         num_sampled=streams,
     )
-    # Pauses of the machine meet served runs too, so it is the mean.
+    # The mean, because pauses of the machine also meet served runs.
     return Look(shapes=(shape,), seconds=mean(gap_s for each in gaps for _, gap_s in each))
 
 

@@ -45,7 +45,7 @@ class ServerProcess:
 
     Use as a context manager. ``name`` is what errors call it. Standard output and error go to a
     file of its own, which is removed at the end. The process's environment is ours without our
-    keys. A program that is not there is told by :meth:`check`, like one that died.
+    keys. :meth:`check` reports a program that is not there like one that died.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class ServerProcess:
             )
 
     def check_answers(self, url: str) -> None:
-        """Raises ServerError unless ``GET url`` is answered with 200: requests that failed at once
-        may tell of a server's end before its exit code does."""
+        """Raises ServerError unless ``GET url`` is answered with 200: requests that fail at once
+        may show a server's end before its exit code does."""
         try:
             answer = httpx.get(url, timeout=ASK_TIMEOUT_S, verify=is_secure(url))
         except httpx.HTTPError as error:

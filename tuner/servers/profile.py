@@ -40,7 +40,7 @@ from tuner.work.counts import model_sizes
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
-# Of the seconds of a plan, what the load that checks it is to take.
+# The share of a plan's seconds that the load that checks it is to take.
 CHECK_SHARE = 0.25
 CHECK_CLIENTS = 8
 CHECK_REQUESTS = (16, 400)
@@ -56,9 +56,9 @@ OnEvent = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What of a running server at ``url`` is profiled: it serves ``model`` under ``plan`` with
-    ``caps``, which only whoever started it knows, for about ``seconds``. ``api_key``: what it asks
-    of its callers, if anything."""
+    """How to profile a running server at ``url`` for about ``seconds``: it serves ``model`` under
+    ``plan`` with ``caps``, which only whoever started it knows. ``api_key``: what it asks of its
+    callers, if anything."""
 
     url: str
     system: str
@@ -110,7 +110,7 @@ def profile_server(asked: Asked, *, on_event: OnEvent = lambda _: None) -> Serve
 def fitted_plan(
     plan: ParallelPlan, caps: Caps, looks: Mapping[Probe, Sequence[Look]]
 ) -> ProfiledPlan:
-    """What looks at a server under ``plan`` say of its steps; of its room they say nothing.
+    """What looks at a server under ``plan`` say of its steps; they say nothing of its KV room.
 
     Raises:
         TunerError: too few looks.
@@ -267,7 +267,7 @@ def _check(
 
 
 def check_spec(known: ProfiledPlan, requests: int) -> str:
-    """The load that checks a plan: inside of what was seen, but none of it."""
+    """The load that checks a plan: within the range of what was seen, but no part of it."""
     clients = min(CHECK_CLIENTS, known.most_seqs)
     longest = max(2, known.longest_prompt // 4)
     return (

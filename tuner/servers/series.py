@@ -1,8 +1,8 @@
 """What serving systems call the series of their ``/metrics``, by our words for them.
 
-Where a series had other names in other releases, the newest comes first. Sources: vLLM's metrics
-page and its ``v1/metrics/loggers.py``, before 1.0 ``engine/metrics.py``; SGLang's production
-metrics page and its ``srt/metrics/collector.py``.
+If a series had other names in other releases, the newest comes first. Sources: vLLM's metrics page
+and its ``v1/metrics/loggers.py``, before 1.0 ``engine/metrics.py``; SGLang's production metrics
+page and its ``srt/metrics/collector.py``.
 """
 
 from __future__ import annotations

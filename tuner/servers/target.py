@@ -39,7 +39,7 @@ class Command(Protocol):
         ...
 
     def unexpressed(self, settings: Settings, /) -> tuple[str, ...]:
-        """What of the settings the command has no words for, so that it does not happen."""
+        """The settings that the command has no words for, and which therefore do not happen."""
         ...
 
 
@@ -120,7 +120,7 @@ class ServerTarget:
         def load(
             part: Workload, seed: int, on_ended: Callable[[RequestTiming], None] = lambda _: None
         ) -> Measurement:
-            # A target each: requests are numbered from 0.
+            # A target for each load: requests are numbered from 0.
             with HttpTarget(running.url, served.name) as target:
                 found = run_load(
                     part,
@@ -168,7 +168,7 @@ class ServerTarget:
         process = ServerProcess(
             self._command.words(settings, port=port), name=f"{self._command.system}'s server"
         )
-        # From here on it is ours to end, whatever interrupts the wait.
+        # From here on we must end it, whatever interrupts the wait.
         self._running = _Running(settings=settings, process=process, url=url)
         start_s = process.wait_healthy(
             self._running.health, timeout_s=self._start_timeout_s, should_stop=should_stop

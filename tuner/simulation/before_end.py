@@ -20,7 +20,7 @@ from tuner.simulation.steps import Flight, Steps
 
 @dataclass(kw_only=True)
 class _Place:
-    """What the loop knows of a step in flight. ``started_s`` is None while it waits behind steps
+    """What the loop knows about a step in flight. ``started_s`` is None while it waits behind steps
     that fill the ranks; ``waited_s`` is how long the ranks stood idle before it."""
 
     submitted_s: float
@@ -41,7 +41,7 @@ class BeforeEnd:
         self._places: deque[_Place] = deque()
         self._look_s: float | None = None
         self._is_looking = False
-        # Whether the oldest result is there before anybody waits for it.
+        # Whether the oldest result came before anybody waited for it.
         self._is_late = False
         self._host_s = 0.0
 
@@ -49,7 +49,7 @@ class BeforeEnd:
     def next_event_s(self) -> float:
         if self._look_s is not None:
             return self._look_s
-        # A result that comes while the host works is taken in after that work.
+        # If a result comes while the host works, it is taken in after that work.
         return max(self._steps.next_end_s, self._steps.pipe.host_free_s)
 
     def add(self, request: Request) -> None:

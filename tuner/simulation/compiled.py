@@ -52,7 +52,7 @@ _COUNTS = (
 def find_compiled_run(
     engine: SimulatedEngine, settings: Settings, workload: Workload
 ) -> CompiledRun | None:
-    """The run without a steering; None where only Python can run it.
+    """The run without a steering; None if only Python can run it.
 
     Raises:
         PlanError, PolicyError, TunerError: as :func:`tuner.simulation.simulate.simulate`.
@@ -163,7 +163,8 @@ class CompiledRun:
         )
 
     def _guard(self, function: Callable[..., object]) -> Callable[..., int]:
-        """``function`` for compiled code, which cannot raise: 1 where it did, and the run ends."""
+        """``function`` for compiled code, which cannot raise: it returns 1 if it raised, which ends
+        the run."""
 
         def guarded(*arguments: object) -> int:
             try:
@@ -207,7 +208,7 @@ class CompiledRun:
         )
 
     def _counts(self, outcome: OutcomeFields) -> RunCounts:
-        """Of all replicas together, added up as those of Python's run are."""
+        """The counts of all replicas together, added up like those of Python's run."""
         num_replicas, num_modes = self._setup.settings.plan.dp, len(self._modes)
         width, integer = len(_COUNTS) + num_modes, np.dtype(np.int64)
         counts = _array(outcome.counts, num_replicas * width, integer)

@@ -24,7 +24,7 @@ from tuner.simulation.native_library import (
 )
 from tuner.step_model.timer import ScaledTimer, StepScale
 
-# Makes of a function one that answers 1 instead of raising; what it raised is kept.
+# Turns a function into one that answers 1 instead of raising; the error is kept.
 Guard = Callable[[Callable[..., None]], Callable[..., int]]
 
 

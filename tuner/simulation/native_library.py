@@ -23,7 +23,7 @@ SOURCE = NativeSource(
     name="simulation",
     main=FOLDER / "simulate.cpp",
     parts=tuple(path for path in FOLDER.glob("*.*") if path.name != "simulate.cpp"),
-    # A product and a sum in one rounding would be other times than Python's.
+    # A product and a sum rounded together would give other times than Python's.
     flags=(*SHARED_FLAGS, "-ffp-contract=off"),
 )
 _I64, _F64, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
@@ -194,7 +194,7 @@ def find_simulation_library() -> ctypes.CDLL | None:
 
 @lru_cache(maxsize=4)
 def _found(no_compiler: str) -> ctypes.CDLL | None:
-    """As under this value of the variable, which :func:`find_library` reads."""
+    """Makes :func:`find_library` act as under this value of its variable."""
     del no_compiler
     functions: Functions = {
         "gs_simulate": (ctypes.POINTER(OutcomeFields), [ctypes.POINTER(ToldFields)]),

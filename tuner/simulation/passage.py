@@ -44,7 +44,7 @@ class Passage:
         self._retire(self._steps[0], at_s)
 
     def go_on(self, now_s: float) -> AppliedChange | None:
-        """Take the steps that can be taken by now; the change once it is in force."""
+        """Take the steps that can be taken by now; returns the change once it is in force."""
         while self._steps:
             if not self._has_finished(self._steps[0], now_s):
                 return None
@@ -69,7 +69,7 @@ class Passage:
         self._ready_s = None
 
     def _has_finished(self, step: Step, now_s: float) -> bool:
-        """Whether those that leave are gone and those that start serve; sets ``due_s``."""
+        """Whether the leaving replicas are gone and the starting ones serve; sets ``due_s``."""
         self._replicas.drop_empty(now_s)
         if now_s >= self._hand_over_s:
             self._num_carried += self._replicas.hand_over(now_s)

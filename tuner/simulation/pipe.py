@@ -15,7 +15,8 @@ class Pipe:
         self.stages = Stages([0.0] * depth)
 
     def prepare(self, now_s: float, host_s: float) -> float:
-        """Let the host work ``host_s`` on a step from ``now_s`` on; when the step is ready."""
+        """Let the host work ``host_s`` on a step from ``now_s`` on; returns when the step is
+        ready."""
         self.host_free_s = max(now_s, self.host_free_s) + host_s
         return self.host_free_s
 

@@ -44,7 +44,7 @@ class SimulatedReplica:
 
     @property
     def next_event_s(self) -> float:
-        """When to :meth:`commit`, which may bring nothing but a look ahead."""
+        """When to :meth:`commit` next, which may only begin a look ahead."""
         return self._turns.next_event_s
 
     @property
@@ -72,8 +72,8 @@ class SimulatedReplica:
     # -- commands ----------------------------------------------------------------------------
 
     def add(self, request: Request, *, has_waited: bool = False) -> None:
-        """Queue a request; ``has_waited``: it was held to the limit before. Raises RequestError
-        or QueueFullError like the live scheduler."""
+        """Queue a request; ``has_waited``: the queue's limit was applied to it before. Raises
+        RequestError or QueueFullError like the live scheduler."""
         self._scheduler.check_request(request)
         self._scheduler.admit(request, has_waited=has_waited)
         self._turns.add(request)
@@ -87,7 +87,8 @@ class SimulatedReplica:
         self._turns.launch(now_s, horizon_s)
 
     def commit(self, now_s: float) -> list[int]:
-        """Take in the oldest step (or stretch) in flight; the requests that ended with it."""
+        """Take in the oldest step (or stretch) in flight; returns the requests that ended with
+        it."""
         return self._turns.commit(now_s)
 
     def wind_down(self) -> None:

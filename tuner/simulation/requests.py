@@ -25,7 +25,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class RequestSource:
     """Sends the requests of a workload: at their times, or as clients get their answers.
 
-    Without ``has_content`` every prompt is zeros: length is all that time depends on.
+    Without ``has_content`` every prompt is zeros, since time depends on lengths only.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""What a simulation is told: of the engine as a whole, and of one replica under its settings."""
+"""What a simulation is told about the engine as a whole, and about one replica under its
+settings."""
 
 from __future__ import annotations
 
@@ -115,7 +116,8 @@ class ReplicaSetup:
 
     @cached_property
     def chooser(self) -> ModeChooser:
-        """The mode rule of the settings; by table it goes by what the ranks' timer tells."""
+        """The mode rule of the settings; with the pin ``table`` it goes by what the ranks' timer
+        tells."""
         plan, table = self.settings.plan, None
         if plan.shift and self.settings.pin == TABLE:
             table = modelled_table(

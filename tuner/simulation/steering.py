@@ -23,7 +23,7 @@ from tuner.spec.errors import TunerError
 ReshapeSeconds = Callable[[ParallelPlan], float]
 
 NEVER_S = math.inf
-# How soon a planned change is tried again that came while ranks were away.
+# How soon a planned change is tried again if it came while ranks were away.
 RETRY_S = 1.0
 
 

@@ -72,6 +72,6 @@ def _steps(segments: Sequence[Segment]) -> Iterator[tuple[Segment, float, float,
 
 
 def _padded(shape: StepShape, plan: ParallelPlan) -> int:
-    """Tokens of the step with those that fill the slices of its mode up."""
+    """Tokens of the step, with the padding that fills the slices of its mode."""
     slices = plan.rung(shape.mode).sp
     return -(-shape.num_tokens // slices) * slices

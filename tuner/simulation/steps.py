@@ -104,7 +104,7 @@ class Steps:
         return flight
 
     def end_oldest(self, now_s: float) -> list[int]:
-        """Take in the oldest step (or stretch) in flight; the requests that ended with it.
+        """Take in the oldest step (or stretch) in flight; returns the requests that ended with it.
 
         A step's tokens come out at ``now_s``, when somebody looks at them.
         """

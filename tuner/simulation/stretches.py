@@ -74,7 +74,8 @@ class Stretches:
                 )
                 self.scheduled_s = end_s
                 if self._stops_at_ends and segment.end_s[0] > horizon_s:
-                    # Whoever comes while it runs must find it running. Nobody has ended so far.
+                    # Requests that come while it runs must find it running. Nobody has ended so
+                    # far.
                     self._steps.start(self._scheduler.launch(packed), end_s)
                     return True
                 ended += self._take(packed, segment)
@@ -90,7 +91,8 @@ class Stretches:
         return True
 
     def _take(self, packed: PackedRows, segment: Segment) -> list[Sequence]:
-        """Commit a step as it begins, since nobody looks while it runs; the sequences that end."""
+        """Commit a step as it begins, since nobody looks while it runs; returns the sequences that
+        end."""
         self._steps.seat(packed.placed)
         taken = self._scheduler.take(packed)
         self._outlet.stamp(self._steps.numbers(taken.sampled_slots), segment.end_s[0])

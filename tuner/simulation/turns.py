@@ -108,7 +108,7 @@ class AtStart(AtEnd):
     def launch(self, now_s: float, horizon_s: float) -> None:
         if self.held:
             self._let_in(now_s if self._scheduler.is_idle else self._stretches.scheduled_s)
-        # Who is still held is let in after one more step.
+        # Requests that are still held are let in after one more step.
         if not self._stretches.take(now_s, horizon_s, 1 if self.held else MAX_BULK_STEPS):
             self._fill(now_s)
 

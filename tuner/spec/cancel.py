@@ -7,14 +7,15 @@ from collections.abc import Callable
 
 from tuner.spec.errors import CancelledError
 
-# To ask may be a query of a database; people wait for an answer for about a second.
+# Asking may be a query of a database, and people wait about a second for an answer.
 LOOK_EVERY_S = 0.2
 
 
 class Cancellation:
-    """Whether work was cancelled, to be asked on the way, however often.
+    """Tells work under way whether it was cancelled, however often it asks.
 
-    ``is_cancelled`` is asked every ``every_s`` at most, and no more once it said yes. Any thread.
+    ``is_cancelled`` is asked every ``every_s`` at most, and no more once it said yes. Any thread
+    may use it.
     """
 
     def __init__(self, is_cancelled: Callable[[], bool], *, every_s: float = LOOK_EVERY_S) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("engine", "policies", "tuner")
-# Of what is not ours, only this makes the numbers.
+# The only library of others that the numbers depend on.
 LIBRARY = "numpy"
 CACHES = "__pycache__"
 

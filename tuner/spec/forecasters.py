@@ -17,8 +17,8 @@ EXTENSIONS = ExtensionPoint.FORECASTERS
 
 @dataclass(frozen=True, kw_only=True)
 class Brought:
-    """A forecaster of another package. Where it raises, or answers with what are no rates, that
-    is logged and the constant answers: a control loop does not stop for it."""
+    """A forecaster of another package. If it raises, or its answer is no list of rates, that is
+    logged and the constant forecaster answers: a control loop must not stop for it."""
 
     name: str
     forecaster: Forecaster

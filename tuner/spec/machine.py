@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from engine.spec.processor import num_cores as num_cores
+from engine.spec.processor import processor_facts, processor_name
+
 DATA_DIR_VARIABLE = "GEARSHIFT_DATA_DIR"
 
 
@@ -53,11 +56,6 @@ def this_machine(device: str = "cpu", *, threads_per_rank: int = 1) -> Fingerpri
     )
 
 
-def num_cores() -> int:
-    """Cores this process may use; more ranks than that are never timed."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def data_dir() -> Path:
     """``$GEARSHIFT_DATA_DIR``, else ``gearshift`` in the XDG data folder."""
     if configured := os.environ.get(DATA_DIR_VARIABLE):
@@ -72,12 +70,9 @@ def cost_model_dir() -> Path:
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    facts = processor_facts()
+    if not facts:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    family = [line.partition(":")[2].strip() for line in lines if line.startswith("cpu family")]
-    name = names[0] if names else platform.machine()
+    name = processor_name()
     # Some hypervisors hide the name; the family tells generations apart.
-    return f"{name} family {family[0]}" if family else name
+    return f"{name} family {facts['cpu family']}" if facts.get("cpu family") else name

@@ -34,7 +34,7 @@ class PromptWait:
         return self.steps > 0 and self.share > 0.0
 
     def goes_on(self, waited: int, tokens: int, budget: int) -> bool:
-        """Whether prompts that have waited ``waited`` steps wait for another one, where a step with
+        """Whether prompts that have waited ``waited`` steps wait for another one, if a step with
         them would hold ``tokens`` of ``budget``."""
         return waited < self.steps and tokens < self.share * budget
 

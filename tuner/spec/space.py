@@ -19,7 +19,7 @@ NUM_SEQS = (8, 16, 32, 64, 128, 256)
 BATCHED_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
 # None: steps as long as the token budget makes them.
 STEP_MS = (12, 25, 50, 100, 200, None)
-# Orders that tell requests apart by what a search knows of them; nobody gives them priorities.
+# Orders that go by what a search knows about requests; it knows no priorities.
 ORDERS = (Order.FCFS, Order.SHORTEST_PROMPT)
 DEFAULT_CAPS = Caps()
 
@@ -36,10 +36,10 @@ class PrunedPlan:
 class Space:
     """Feasible plans, smallest first, and the grids of the hot settings.
 
-    ``has_rungs``: whether the serving system steps on rungs between base and shift; ``ladders``
-    are their thresholds, of the plans where step times advise some. ``step_ms`` and ``orders`` have
-    one value where the serving system has no such setting. ``refused`` are caps (sequences, tokens)
-    that a plan has no room for, or that its serving system does not start with.
+    ``has_rungs``: whether the serving system steps on rungs between base and shift; ``ladders`` are
+    their thresholds, of the plans where step times advise some. ``step_ms`` and ``orders`` have one
+    value if the serving system has no such setting. ``refused`` are caps (sequences, tokens) that a
+    plan has no room for, or that its serving system does not start with.
     """
 
     plans: tuple[ParallelPlan, ...]

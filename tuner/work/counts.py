@@ -27,8 +27,8 @@ class CollectiveKind(StrEnum):
 
 
 class LogitsExchange(StrEnum):
-    """What travels before a step's rows are sampled on several ranks: all logits to all ranks,
-    every row to the rank that samples it, or the largest of each shard."""
+    """What travels before a step's rows are sampled on several ranks: all logits to all ranks, each
+    row to the rank that samples it, or each shard's largest logit."""
 
     GATHER = "gather"
     ROWS = "rows"
@@ -225,8 +225,8 @@ class WorkCounter:
         return found
 
     def _tail_collectives(self, shape: StepShape, row_bytes: int) -> list[Collective]:
-        """Rows that need logits reach every slice, and each rank's share of logits those that
-        sample."""
+        """Rows that need logits reach every slice, and each rank's share of the logits reaches the
+        ranks that sample."""
         slices, sampled = self.plan.rung(shape.mode).sp, shape.num_sampled
         found = []
         if slices > 1:
@@ -240,7 +240,7 @@ class WorkCounter:
         return [*found, *self._logits_collectives(sampled)]
 
     def _logits_collectives(self, sampled: int) -> list[Collective]:
-        """Logits to where rows are sampled, and their ids back where that is not everywhere."""
+        """Logits to where rows are sampled, and ids back unless that is everywhere."""
         ranks, gather = self.plan.stage_size, CollectiveKind.ALL_GATHER
         logits_bytes = float(sampled * self.head.n * self._num_bytes)
         match self.exchange:

@@ -15,7 +15,7 @@ WORTH_GAIN = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Degree:
-    """One instance of TP degree ``tp``: a step of a fixed size and what of it does not scale, and
+    """One instance of TP degree ``tp``: a step of a fixed size, how much of it does not scale, and
     output tokens per second with ``num_seqs`` sequences, which fill its memory."""
 
     tp: int

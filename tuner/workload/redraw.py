@@ -6,8 +6,8 @@ requests are drawn with replacement, so that counts, bursts and lengths vary as 
 Requests that share beginnings are only rearranged (:func:`tuner.workload.stretch.stretch`): one
 drawn twice would find itself in the prefix cache.
 
-``seed`` 0 is the workload itself. Equal seeds give all candidates the same draw, so that they
-differ by what they are and not by luck.
+``seed`` 0 is the workload itself. With equal seeds, all candidates get the same draw, so that luck
+does not tell them apart.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _another(workload: Workload, seed: int) -> Workload:
 
 
 def _from_process(workload: Workload, seed: int) -> Workload | None:
-    """None for a trace, and where the workload is not what its SPEC and seed say any more."""
+    """None for a trace, or if the workload is no longer what its SPEC and seed say."""
     source = workload.source
     try:
         if WorkloadSpec.parse(source.spec).is_trace:

@@ -20,7 +20,8 @@ def one_at_a_time(workload: Workload) -> Workload:
 
 
 def at_rate(workload: Workload, factor: float) -> Workload:
-    """The same requests ``factor`` times as fast; a closed loop gets as many more clients."""
+    """The same requests ``factor`` times as fast; a closed loop gets ``factor`` times as many
+    clients."""
     if workload.closed is not None:
         clients = max(1, round(workload.closed.concurrency * factor))
         closed = replace(workload.closed, concurrency=clients)

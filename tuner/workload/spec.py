@@ -180,7 +180,7 @@ def _process_words(
 
 
 def _check_lengths(text: str, kind: str, parts: list[str]) -> None:
-    """Raises WorkloadError where a process has its own lengths, or words say them besides."""
+    """Raises WorkloadError if a process has its own lengths, or if words give them too."""
     if kind == AZURE_LIKE:
         raise WorkloadError(f"workload {text!r}: {kind} has lengths of its own; leave lengths= out")
     for part in parts:

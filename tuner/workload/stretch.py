@@ -31,8 +31,8 @@ def stretch(workload: Workload, factor: float, *, seed: int = 0, least: int = 1)
     """``workload`` at ``factor`` (above 0) times its rate, over the same time.
 
     A closed loop gets ``factor`` times as many clients, and each sends as many requests as before.
-    ``least``: where fewer requests than that would be left, the traffic goes on, draw after draw,
-    until they are there.
+    ``least``: if fewer requests than this would be left, the traffic goes on, draw after draw,
+    until there are enough.
     """
     if factor == 1 and seed == 0 and least <= len(workload):
         return workload

@@ -13,7 +13,7 @@ import numpy as np
 
 from tuner.workload.workload import FloatArray, IntArray
 
-# Lengths drawn are cut here; a workload that still holds one so long is refused by its size.
+# Drawn lengths are cut here; a workload that still holds one this long is refused for its size.
 MAX_DRAWN_TOKENS = 1e12
 
 

@@ -155,7 +155,7 @@ class MooncakeReader(_RowReader):
 
     A later turn of a ``session_id`` may have a ``delay`` (ms) instead of a stamp: it arrives that
     long after the turn before, since the trace does not tell how long the answer took. A row
-    without ``output_length`` has as many as the SPEC's ``output=`` says, else it is left out.
+    without ``output_length`` takes the SPEC's ``output=``, or is left out without one.
     """
 
     word: str = "mooncake"

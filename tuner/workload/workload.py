@@ -44,7 +44,7 @@ class Arrival:
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoop:
-    """So many clients, each sending its next request when the last one has returned.
+    """A number of clients, each sending its next request when its last one has returned.
 
     ``limit_s``: no new request is sent after that many seconds; None = until all are sent. They
     start one after the other, evenly over ``stagger_s``; 0 = all at once.

@@ -38,7 +38,7 @@ def _one_row_kernel(  # type: ignore[no-untyped-def]
     is_output = outputs < num_outputs
     inputs = tl.arange(0, inputs_at_once)
     weights = weight_ptr + outputs.to(tl.int64)[:, None] * stride + inputs[None, :]
-    # Nobody writes weights: the first ones are on their way before the row is there.
+    # Nobody writes weights, so reading the first ones can begin before the row is there.
     is_input = inputs < num_inputs
     w = tl.load(weights, mask=is_output[:, None] & is_input[None, :], other=0.0)
     wait_for_previous(is_overlapped)

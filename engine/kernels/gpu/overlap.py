@@ -2,8 +2,8 @@
 
 A layer of a decode step is ten launches of a few microseconds, and the device would drain and fill
 again between them. With this a kernel's programs take their places early and wait there. Every
-program waits before it touches anything that an earlier kernel wrote or reads what it overwrites,
-programs without work too: that a kernel has ended then says that all before it have.
+program waits before it reads what an earlier kernel wrote, or overwrites what an earlier kernel
+reads. Programs without work wait too, so that the end of a kernel implies the end of all before it.
 """
 
 from __future__ import annotations

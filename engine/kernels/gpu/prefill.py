@@ -2,8 +2,8 @@
 arXiv 2307.08691).
 
 A program has one tile: some tokens of one sequence with all query heads that share a KV head, so
-that a key is read once for the whole group. Keys behind a token's own position are never read but
-for those in the tile's last blocks, which are masked.
+that a key is read once for the whole group. Keys behind a token's own position are read only in the
+tile's last blocks, where they are masked.
 """
 
 from __future__ import annotations

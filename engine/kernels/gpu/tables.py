@@ -54,8 +54,8 @@ class StepShape:
     @classmethod
     def largest(cls, num_rows: int, *, tile_tokens: int, has_prefill: bool) -> StepShape:
         """What any step of ``num_rows`` tokens fits, or any that only decodes."""
-        # A tile has at least one token, and a sequence that does not decode at least two: more
-        # tiles than half the tokens come about by sequences a little longer than a tile only.
+        # A tile has at least one token, and a sequence that does not decode has at least two. Only
+        # sequences a little longer than a tile can make more tiles than half the tokens.
         num_tiles = min(num_rows, num_rows // 2 + num_rows // tile_tokens) if has_prefill else 0
         return cls(
             num_rows=num_rows,
@@ -137,8 +137,8 @@ def pack(tables: StepTables, shape: StepShape, *, block_size: int) -> Int32Array
 
 
 def _tiles(tables: StepTables, tile_tokens: int) -> npt.NDArray[np.int64]:
-    """Sequence and first new token of each tile, ``[T, 2]``; those with most to read first, so that
-    none of them is left for the end.
+    """Sequence and first new token of each tile, ``[T, 2]``. Tiles with the most to read come
+    first, so that none of them is left for the end.
     """
     seqs = np.flatnonzero(tables.query_lens > 1)
     counts = -(-tables.query_lens[seqs] // tile_tokens)

@@ -26,7 +26,8 @@ LOST = ApiError(
 @dataclass(kw_only=True)
 class _Client:
     sock: socket.socket
-    # How its answer is written, once its head is: in chunks or to the end of the connection.
+    # How the rest of its answer is written after the head: in chunks, or to the end of the
+    # connection.
     is_stream: bool = False
     is_chunked: bool = False
 
@@ -49,7 +50,8 @@ class HeldClients:
         self._clients: dict[int, _Client] = {}
 
     def hold(self, number: int, fds: list[int]) -> None:
-        """Keep a client's socket; none comes where this process may open no more files."""
+        """Keep a client's socket. There is none in ``fds`` if this process may open no more
+        files."""
         for fd in fds[1:]:
             socket.socket(fileno=fd).close()
         if fds:

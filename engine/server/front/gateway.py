@@ -54,7 +54,7 @@ from engine.wire.frames import FrameChannel
 PING_S = 1.0
 # How old the front's copy of the engine's state may get.
 STATE_POLL_S = 0.05
-# A change of policy may take as long as ranks take to start, so readings have other threads.
+# A change of policy may take as long as ranks take to start, so readings use other threads.
 NUM_CALL_THREADS = 4
 END_TIMEOUT_S = 5.0
 
@@ -81,9 +81,9 @@ class FrontGateway:
         self._encoder = msgspec.msgpack.Encoder()
         self._outbox: deque[tuple[int, RequestOutput] | ToFront] = deque()
         self._has_mail = threading.Event()
-        # What is to be aborted when the front goes. The reader enters, the writer strikes off.
+        # What to abort when the front goes. The reader adds to it, the writer removes from it.
         self._request_ids: dict[int, str] = {}
-        # The reader's: whom to tell when the front goes.
+        # Used by the reader alone: whom to tell when the front goes.
         self._clients = HeldClients()
         self._state: EngineState | None = None
         self._state_lock = threading.Lock()
@@ -217,7 +217,8 @@ class FrontGateway:
         looked_s = pinged_s = time.monotonic()
         while not self.has_ended.is_set():
             self._has_mail.wait(STATE_POLL_S)
-            # Before the queue is read: what is appended after that must wake this thread again.
+            # Cleared before the queue is read: what is appended afterwards must wake this thread
+            # again.
             self._has_mail.clear()
             if time.monotonic() - looked_s >= STATE_POLL_S:
                 self._post_state()

@@ -24,16 +24,16 @@ FRONT_MODULE = "engine.server.front.process"
 # How soon a signal, or the end of a front, is noticed.
 POLL_S = 0.05
 START_TIMEOUT_S = 60.0
-# A front that lived this long was sound; one that keeps dying sooner is not started for ever.
+# A front that lived this long was sound; one that keeps dying sooner is started only so often.
 SOUND_AFTER_S = 10.0
 MAX_RESTARTS = 3
 HUNG = "did not answer any more and was killed"
-# A front whose event loop has not turned for so long is replaced.
+# A front whose event loop has not turned for this long is replaced.
 HANG_TIMEOUT_S = 10.0
-# This process, too, may have been stopped meanwhile, so a longer gap between two looks does not
-# count as silence.
+# A gap longer than this between two looks does not count as silence: this process may itself have
+# been stopped meanwhile.
 MAX_LOOK_GAP_S = 1.0
-# Beyond the drain time, for the front to say goodbye to those it cut off.
+# Granted beyond the drain time, so that the front can answer those it cut off.
 END_GRACE_S = 5.0
 
 
@@ -157,7 +157,8 @@ class _Front:
         self._silent_s = 0.0
 
     def seems_hung(self) -> bool:
-        """Whether it has been silent for too long; call it often, for long gaps do not count."""
+        """Whether it has been silent for too long. Call it often: long gaps between calls do not
+        count."""
         now_s = time.monotonic()
         gap_s, self._looked_s = min(now_s - self._looked_s, MAX_LOOK_GAP_S), now_s
         is_heard = self.gateway.num_pongs != self._num_pongs
@@ -166,14 +167,14 @@ class _Front:
         return self._silent_s > HANG_TIMEOUT_S
 
     def last_words(self) -> str:
-        """How it ended; what it had to say is on the error stream already."""
+        """How it ended; its last words are on the error stream already."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self.process.wait(timeout=1.0)
             return f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         return "hung up"
 
     def close(self) -> None:
-        """End the process if it still runs, and the gateway. Safe to call twice."""
+        """End the gateway, and the process if it still runs. Safe to call twice."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

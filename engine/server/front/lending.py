@@ -46,7 +46,8 @@ class LentClients:
 
 
 class _Loan:
-    """One lent socket, taken back before what the engine's process could not complete."""
+    """One lent socket, taken back before anything is sent that the engine's process could not
+    complete."""
 
     def __init__(self, lender: Lender, number: int, send: Send, *, is_chunked: bool) -> None:
         self._lender = lender

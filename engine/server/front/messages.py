@@ -162,7 +162,7 @@ class Ping(msgspec.Struct, tag="ping"):
 
 
 class EngineState(msgspec.Struct, tag="state", frozen=True, kw_only=True):
-    """What the front answers from without asking; sent when it changes."""
+    """The state from which the front answers without asking; sent when it changes."""
 
     policy: EnginePolicy
     held_plan: ParallelPlan
@@ -201,7 +201,7 @@ class OutputRow(msgspec.Struct, array_like=True, gc=False):
 
 
 class Outputs(msgspec.Struct, tag="outputs", kw_only=True):
-    """What has come of all requests since the last such message, oldest first."""
+    """The outputs of all requests since the last such message, oldest first."""
 
     rows: list[OutputRow]
 

@@ -1,7 +1,7 @@
 """The HTTP front end of one engine, which starts it: ``python -m engine.server.front.process``.
 
-HTTP, tokenising, detokenising and stop strings happen here, beside the step loop and not in its
-turns. It ends when told to (SIGTERM, after draining) and when the engine's process is gone.
+HTTP, tokenising, detokenising and stop strings are handled here, so that they do not hold up the
+step loop. It ends when told to (SIGTERM, after draining) and when the engine's process is gone.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ class RemoteEngine:
         self._tokenizer = tokenizer
         self._is_connected = self._is_reading = True
         self._numbers = itertools.count()
-        # Calls and requests that the engine owes an answer or an end, by number. Any thread enters
-        # one; the reader takes it out, or the thread whose message did not go out.
+        # Calls and requests that the engine owes an answer or an end, by number. Any thread adds
+        # one; the reader removes it, or the thread that failed to send its message.
         self._owed: dict[int, Future[Answer] | _RemoteRequest] = {}
         # The request that each id stands for, while the engine owes it something.
         self._number_of: dict[str, int] = {}
@@ -152,7 +152,8 @@ class RemoteEngine:
     def submit(self, request: Request, on_output: OnOutput) -> Future[None]:
         """Send a request; the future tells whether it was accepted. Outputs may come before."""
         number = next(self._numbers)
-        # Before anything is remembered: a value that cannot be sent must leave nothing behind.
+        # Encoded before anything is remembered: a value that cannot be sent must leave nothing
+        # behind.
         frame = _encode_request(Submit(number=number, request=request))
         sent = _RemoteRequest(stream=RequestStream(request, on_output, self._tokenizer.stream()))
         sent.accepted.set_running_or_notify_cancel()  # it cannot be cancelled; ``abort`` can
@@ -197,8 +198,8 @@ class RemoteEngine:
     def lend(self, number: int, fd: int) -> None:
         """Let the engine's process hold a client's socket too, until :meth:`take_back`.
 
-        A socket that cannot be lent, as when its client has just gone, is not: nothing else is
-        wrong then. If the line is at fault, the next message tells.
+        A socket that cannot be lent, for example because its client has just gone, is silently kept
+        here. If the line itself is at fault, the next message will tell.
         """
         frame = msgspec.msgpack.encode(Lend(client=number))
         with self._send_lock, contextlib.suppress(OSError):
@@ -219,7 +220,7 @@ class RemoteEngine:
 
     def _send_owed(self, number: int, owed: Future[Answer] | _RemoteRequest, frame: bytes) -> None:
         self._owed[number] = owed
-        # When the reader ends, it fails what is owed by then; what comes later fails here.
+        # When the reader ends, it fails what is owed at that time; later messages fail here.
         if not self._send_frame(frame) or not self._is_reading:
             self._fail(number, RankError(ENGINE_GONE))
 
@@ -289,7 +290,7 @@ class RemoteEngine:
                 assert_never(message)
 
     def _answer_ping(self) -> None:
-        # The event loop answers: this thread would answer even while the loop hangs.
+        # The event loop must answer, because this thread would answer even while the loop hangs.
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the front is ending
                 self._loop.call_soon_threadsafe(self._send, Pong())
@@ -317,7 +318,7 @@ class _RemoteRequest:
     accepted: Future[None] = field(default_factory=Future)
 
     def push(self, row: OutputRow) -> bool:
-        """Hand one row on with its text; whether its token completed a stop string."""
+        """Hand one row on with its text; returns whether its token completed a stop string."""
         stream = self.stream
         stream.scheduled_s = row.scheduled_s
         if row.token_ids:

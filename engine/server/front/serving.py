@@ -57,7 +57,8 @@ def announce_and_run(
 
 @contextmanager
 def _signals_end_quietly() -> Iterator[None]:
-    """Uvicorn raises a caught signal again when it is done: without this, before our cleanup."""
+    """When it is done, uvicorn raises a caught signal again; without this, that would come before
+    our cleanup."""
 
     seen: set[int] = set()
 

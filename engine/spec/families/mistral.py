@@ -10,7 +10,7 @@ DEFAULT_WINDOW = 4096
 
 
 def refused(raw: RawConfig) -> str | None:
-    """Refuses a window that a context is longer than, and biases, which no Mistral has."""
+    """Refuses a window shorter than the context, and biases, which no Mistral has."""
     if raw.get("attention_bias"):
         return "mistral models have no attention_bias"
     window = raw.get("sliding_window", DEFAULT_WINDOW)

@@ -8,6 +8,6 @@ QWEN2 = Family(
     model_type="qwen2",
     qkv_bias=True,
     defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768},
-    # Always as if it were there for q, k and v only.
+    # These models always behave as if it were there, for q, k and v only.
     own_keys=frozenset({"attention_bias"}),
 )

@@ -14,11 +14,8 @@ from engine.spec.errors import CheckpointError
 from engine.spec.families import registry
 from engine.spec.families.family import Family, RawConfig, TensorNames
 from engine.spec.model import ModelConfig
-from engine.spec.modes import BASE, SHIFT
-from engine.spec.plan import parse_plan
 from tests.engine.checkpoints import FAMILIES, family_config, reference, write_checkpoint
-from tests.engine.step_driver import StepDriver
-from tests.engine.thread_ranks import ThreadReplica
+from tests.engine.models.on_threads import answers_on_threads
 
 PROMPTS = [[5, 9, 200, 31, 77, 8, 100], [3]]
 MAX_TOKENS = 6
@@ -85,14 +82,7 @@ def test_every_registered_family_is_compared_with_transformers() -> None:
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("plan", ["tp=1", "sp=2,tp=2,shift=1", "pp=2,tp=2"])
 def test_a_registered_family_answers_as_the_model_it_renames(folder: Path, plan: str) -> None:
-    parallel = parse_plan(plan).plan
-    with ThreadReplica(model_dir=folder, plan=parallel) as replica:
-        driver = StepDriver(
-            replica,
-            vocab_size=ModelConfig.from_dir(folder).vocab_size,
-            mode=lambda step_id: SHIFT if parallel.shift and step_id % 2 else BASE,
-        )
-        got = driver.run(PROMPTS, max_tokens=MAX_TOKENS)
+    got = answers_on_threads(folder, plan, PROMPTS, max_tokens=MAX_TOKENS)
     wanted = reference(folder.parent / "qwen3", PROMPTS, max_tokens=MAX_TOKENS, dtype=torch.float64)
     assert [s.output for s in got] == [r.output for r in wanted]
 

@@ -9,12 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.models.loader import SINGLE_FILE
-from engine.spec.model import ModelConfig
-from engine.spec.modes import BASE, SHIFT
-from engine.spec.plan import parse_plan
 from tests.engine.checkpoints import family_config, reference, write_checkpoint
-from tests.engine.step_driver import StepDriver
-from tests.engine.thread_ranks import ThreadReplica
+from tests.engine.models.on_threads import answers_on_threads
 
 PROMPTS = [[5, 9, 200, 31, 77, 8, 100], [3], [*range(200, 150, -1)]]
 MAX_TOKENS = 5
@@ -22,14 +18,7 @@ PLANS = ("tp=1", "sp=2,tp=2,shift=1", "pp=2,tp=2")
 
 
 def assert_as_transformers(folder: Path, plan: str) -> None:
-    parallel = parse_plan(plan).plan
-    with ThreadReplica(model_dir=folder, plan=parallel) as replica:
-        driver = StepDriver(
-            replica,
-            vocab_size=ModelConfig.from_dir(folder).vocab_size,
-            mode=lambda step_id: SHIFT if parallel.shift and step_id % 2 else BASE,
-        )
-        got = driver.run(PROMPTS, max_tokens=MAX_TOKENS)
+    got = answers_on_threads(folder, plan, PROMPTS, max_tokens=MAX_TOKENS)
     wanted = reference(folder, PROMPTS, max_tokens=MAX_TOKENS, dtype=torch.float64)
     assert [s.output for s in got] == [r.output for r in wanted]
     for ours, theirs in zip(got, wanted, strict=True):

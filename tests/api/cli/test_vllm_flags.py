@@ -9,7 +9,6 @@ from api.cli.vllm_flags import NEEDLESS, ONLY, REFUSED
 from tests.api.cli.conftest import Run
 from tests.api.cli.served import serving
 
-
 # Where only the words matter: ranks take seconds to start.
 PACED = ("--paced", "2xh200", "--dtype", "bfloat16")
 

@@ -91,7 +91,7 @@ def _run_round(
     begun_s, asked_s = time.perf_counter(), budget.left_s
     model = ModelConfig.from_dir(spec.model_dir)
     most = min(spec.num_ranks, max_active_ranks(spec.device, spec.threads_per_rank))
-    reports = []
+    reports: list[OperatorReport] = []
     with measuring_ranks(most) as ranks:
         for active in range(most, 0, -1):  # all of them first: then each of them has started
             kinds = "operators" if active == 1 else "operators and collectives"

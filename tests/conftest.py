@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,18 @@ from tests.postgres import (
 # How long a case takes says nothing where other work runs beside it: timings never decide a test.
 settings.register_profile("gearshift", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gearshift")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported to collect the tests stays: the collector need not look through it, neither
+    meanwhile nor again and again in every test."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -125,6 +126,12 @@ class House:
         return sorted(m for m, r in self.rooms.items() if r == room and not _is_init(m))
 
 
+@cache
+def syntax_tree(text: str) -> ast.Module:
+    """That of a file; all of them take seconds, and nobody changes them."""
+    return ast.parse(text)
+
+
 def read_house(root: Path = ROOT) -> House:
     """Read every file of the packages under ``root``."""
     files = {
@@ -132,7 +139,7 @@ def read_house(root: Path = ROOT) -> House:
         for package in PACKAGES
         for path in sorted((root / package).rglob("*.py"))
     }
-    trees = {module: ast.parse(path.read_text()) for module, path in files.items()}
+    trees = {module: syntax_tree(path.read_text()) for module, path in files.items()}
     rooms = {module: _room(module) for module in files}
     imports = {
         module: frozenset(_imports(tree, files) - {module}) for module, tree in trees.items()

@@ -29,12 +29,17 @@ TORCH_FREE = (
 )
 
 
-def test_every_room_has_its_place_and_imports_only_from_rooms_before_it() -> None:
-    assert rooms.faults(rooms.read_house()) == []
+@pytest.fixture(scope="module")
+def house() -> rooms.House:
+    return rooms.read_house()
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
-    assert rooms.circles(rooms.read_house().imports) == []
+def test_every_room_has_its_place_and_imports_only_from_rooms_before_it(house: rooms.House) -> None:
+    assert rooms.faults(house) == []
+
+
+def test_no_files_import_each_other_in_a_circle(house: rooms.House) -> None:
+    assert rooms.circles(house.imports) == []
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

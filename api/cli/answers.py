@@ -18,10 +18,13 @@ from api.cli.common import fail
 from api.cli.key_options import CONTROL_KEY_VARIABLE
 
 if TYPE_CHECKING:
+    from api.clients.client import Client
     from api.documents.answer import Answer
 
 RECOMMENDATION_ID = re.compile(r"rec_[0-9a-z]+")
 PATH = "/v1/recommendations/"
+RETRIES_VARIABLE = "GEARSHIFT_CONTROL_RETRIES"
+USUAL_S = 30.0
 FOUND = "gearshift.found"
 CHOICES = "fastest|balanced|..."
 CHOICE = "Another of the report's settings than the recommended ones."
@@ -74,14 +77,27 @@ def _kept(recommendation_id: str) -> Answer:
 
 
 def _remote(address: str) -> Answer:
-    from api.clients.client import Client
     from api.documents.answer import read_recommendation
 
     url, _, recommendation_id = address.partition(PATH)
-    with answering(url), Client(url, os.environ.get(CONTROL_KEY_VARIABLE, "")) as client:
+    with answering(url), open_client(url, os.environ.get(CONTROL_KEY_VARIABLE, "")) as client:
         found = client.get_recommendation(recommendation_id)
         spec = None if found.job_id is None else client.get_tuning_job(found.job_id).spec
     return read_recommendation(found.recommendation, spec)
+
+
+def open_client(url: str, key: str, *, timeout_s: float = USUAL_S) -> Client:
+    """A client of the control plane at ``url``, which a command may have to wait for as long as
+    ``GEARSHIFT_CONTROL_RETRIES`` says. Ends where that is no number."""
+    from api.clients.client import Client
+    from api.clients.retries import Retries
+
+    asked = os.environ.get(RETRIES_VARIABLE)
+    if asked is None:
+        return Client(url, key, timeout_s=timeout_s)
+    if re.fullmatch("[0-9]{1,3}", asked) is None:
+        fail(f"{RETRIES_VARIABLE}={asked}: a whole number, as in 8, or 0 for one attempt only")
+    return Client(url, key, timeout_s=timeout_s, retries=Retries(times=int(asked)))
 
 
 @contextmanager

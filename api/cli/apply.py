@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.answers import ChoiceOption, answering, find_answer, is_recommendation
+from api.cli.answers import (
+    ChoiceOption,
+    answering,
+    find_answer,
+    is_recommendation,
+    open_client,
+)
 from api.cli.changes import change_document, tell_change
 from api.cli.common import fail
 from api.cli.control_plane import find_engine_id, no_key
@@ -117,7 +123,6 @@ def _through_service(
     recommendation_id: str, target: Target, reason: str, *, is_dry_run: bool
 ) -> dict[str, Any]:
     """What the control plane says of the engine's next policy, written or not."""
-    from api.clients.client import Client
     from engine.spec.settings import Settings
 
     assert target.service is not None, "without a control plane the engine is asked itself"
@@ -125,7 +130,7 @@ def _through_service(
         fail(no_key(target.service))
     with (
         answering(target.service),
-        Client(target.service, target.service_key) as client,
+        open_client(target.service, target.service_key) as client,
     ):
         document = client.get_recommendation(recommendation_id).recommendation or {}
         engine_id = find_engine_id(client, target.engine)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from api.cli.answers import answering
+from api.cli.answers import USUAL_S, answering, open_client
 from api.cli.common import fail, print_json, print_lines
 from api.cli.engine_options import JsonOption, is_http_url
 from api.cli.key_options import CONTROL_KEY_VARIABLE, key_option
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 ViewT = TypeVar("ViewT", bound="View")
 SERVICE = "http://127.0.0.1:8700"
-USUAL_S = 30.0
 # A page of a list has no more rows.
 MOST_ROWS = 500
 NewestOption = Annotated[
@@ -50,7 +49,6 @@ class ControlPlane:
     @contextmanager
     def client(self, *, timeout_s: float = USUAL_S) -> Iterator[Client]:
         """A client; ends with one line where the service refuses or cannot be reached."""
-        from api.clients.client import Client
         from tuner.load.urls import full_url
 
         if not is_http_url(full_url(self.service)):
@@ -59,7 +57,7 @@ class ControlPlane:
             fail(no_key(self.service))
         with (
             answering(self.service, way_out="; does 'gearshift serve' run there?"),
-            Client(self.service, self.service_key, timeout_s=timeout_s) as client,
+            open_client(self.service, self.service_key, timeout_s=timeout_s) as client,
         ):
             yield client
 

@@ -8,13 +8,15 @@ from difflib import get_close_matches
 from api.cli.common import log
 
 PREFIX = "GEARSHIFT_"
-# Beside the service's settings: keys of options, the user's folder, switches of the engine's.
+# Beside the service's settings: keys of options, how patient a command is, the user's folder,
+# switches of the engine's.
 OTHERS = frozenset(
     f"{PREFIX}{name}"
     for name in (
         "ENGINE_KEY",
         "KNOB_KEY",
         "CONTROL_KEY",
+        "CONTROL_RETRIES",
         "CATALOG",
         "DATA_DIR",
         "NO_COMPILER",

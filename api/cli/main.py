@@ -6,13 +6,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from api.cli.commands import COMMANDS, GROUPS, CommandRef
 from api.cli.common import domain_errors, end, fail, log
@@ -33,12 +33,8 @@ def create_app() -> typer.Typer:
     """The typer application with every command as a stub that loads the real one."""
     app = _group("SLA-aware parallelism for LLM inference: serve, tune, control.", is_root=True)
     app.callback()(_root)
-    groups = {name: _group(text) for name, text in GROUPS.items()}
-    for name, group in groups.items():
-        app.add_typer(group, name=name)
-    for ref in COMMANDS:
-        parent, _, name = ref.path.rpartition(" ")
-        _register(groups[parent] if parent else app, name, ref)
+    for name, text in GROUPS.items():
+        app.add_typer(_group(text), name=name)
     return app
 
 
@@ -66,9 +62,37 @@ def _end_interrupted() -> NoReturn:
     end(ExitCode.INTERRUPTED)
 
 
+class _Stub(TyperCommand):
+    """Stands for a command until it is called; takes whatever comes and hands it on."""
+
+    def __init__(self, name: str, ref: CommandRef) -> None:
+        super().__init__(
+            name,
+            help=ref.help,
+            add_help_option=False,
+            context_settings=PASS_EVERYTHING,
+            rich_markup_mode=None,
+        )
+        self.ref = ref
+
+    def invoke(self, ctx: Any) -> None:
+        _run(self.ref, ctx)
+
+
 class _Group(TyperGroup):
-    """A group whose stubs give way to the real commands where the shell asks for completions, and
-    that says in one line which command was meant."""
+    """A group of stubs, which give way to the real commands where the shell asks for completions;
+    it says in one line which command was meant."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # Made here: of functions typer would look at the words of seventy to call one.
+        stubs = {
+            name: _Stub(name, ref)
+            for ref in COMMANDS
+            for group, _, name in [ref.path.rpartition(" ")]
+            if group == self.name
+        }
+        self.commands = {**stubs, **self.commands}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
@@ -77,7 +101,7 @@ class _Group(TyperGroup):
             way_out = f"see {ctx.command_path} --help"
             fail(f"no command {word!r}{did_you_mean(word, self.commands)}; {way_out}")
         name, stub, rest = super().resolve_command(ctx, args)
-        ref = getattr(getattr(stub, "callback", None), "ref", None)
+        ref = getattr(stub, "ref", None)
         if not ctx.resilient_parsing or ref is None:
             return name, stub, rest
         return name, typer.main.get_command(_load(ref)), rest
@@ -95,25 +119,14 @@ def _group(text: str, *, is_root: bool = False) -> typer.Typer:
     )
 
 
-def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
-    def run(ctx: typer.Context) -> None:
-        _run(ref, ctx)
-
-    # What the group needs to load it for completions; typer hands on a function and nothing else.
-    run.ref = ref  # type: ignore[attr-defined]
-    parent.command(
-        name=name, help=ref.help, add_help_option=False, context_settings=PASS_EVERYTHING
-    )(run)
-
-
 def _run(ref: CommandRef, ctx: typer.Context) -> None:
     """Import the command and run it with the stub's arguments."""
     with domain_errors():
         _check_words(ctx.args)
-        command = _load(ref)
+        command = _built(ref)
         words = _words(ref, ctx.args)
         try:
-            code: Any = command(args=words, prog_name=ctx.command_path, standalone_mode=False)
+            code: Any = command.main(words, prog_name=ctx.command_path, standalone_mode=False)
         except typer.TyperException as error:
             if not hasattr(error, "format_message"):  # an exit, not a mistake
                 raise
@@ -134,6 +147,12 @@ def _mistake(error: Any) -> str:
     if (found := re.search(r"'([^']*)' is not one of (.+)", text)) is not None:
         return text + did_you_mean(found[1], re.findall(r"'([^']+)'", found[2]))
     return text
+
+
+@cache
+def _built(ref: CommandRef) -> Any:
+    """The real command as it is called, which is made of its words once."""
+    return typer.main.get_command(_load(ref))
 
 
 def _load(ref: CommandRef) -> typer.Typer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.answers import answering
+from api.cli.answers import answering, open_client
 from api.cli.common import fail
 from api.cli.engine_options import JsonOption
 from api.cli.groups import check_writable, writing
@@ -115,8 +115,6 @@ def _kept(job_id: str) -> Any:
 
 
 def _remote(address: str) -> Any:
-    from api.clients.client import Client
-
     url, _, job_id = address.partition(PATH)
-    with answering(url), Client(url, os.environ.get(CONTROL_KEY_VARIABLE, "")) as client:
+    with answering(url), open_client(url, os.environ.get(CONTROL_KEY_VARIABLE, "")) as client:
         return client.get_tuning_report(job_id.removesuffix("/report"))

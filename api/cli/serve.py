@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 from collections.abc import Callable
@@ -52,11 +53,16 @@ def _serve(
         KeyboardInterrupt: the signal was SIGINT; all has ended as it should.
     """
     _prepare_database(settings)
-    # The application takes a second to import: a start that is refused shall not wait for it.
+    # The application takes a second to import: a start that is refused shall not wait for it. The
+    # collector's rounds would be a seventh of that; once the service runs, it leaves alone what
+    # came (Server.startup).
+    gc.disable()
     from api.app import create_app
     from api.jobs.supervisor import WorkerSupervisor
     from api.web.server import Server
 
+    gc.freeze()
+    gc.enable()
     server = Server(create_app(settings))
     worker = WorkerSupervisor(settings) if settings.run_worker else None
     signals: list[int] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import gearshift
 from engine.spec.extensions import ExtensionPoint
-from tests.rooms import PACKAGES, ROOT
+from tests.rooms import PACKAGES, ROOT, syntax_tree
 
 FOLDERS = (*PACKAGES, "migrations", "tests", "benchmarks", "docs")
 _TOP = "|".join(FOLDERS)
@@ -86,7 +86,7 @@ def _link_faults(text: str, folder: Path) -> Iterator[str]:
 
 @cache
 def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text())
+    return syntax_tree(file.read_text())
 
 
 @cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -30,7 +32,22 @@ from tuner.work.counts import CollectiveKind
 GRACE_S = 120.0
 
 
+@contextmanager
+def measuring_ranks(num_ranks: int) -> Iterator[RankProcesses]:
+    """Processes that measure whatever jobs come; they have ended when the block has.
+
+    Raises:
+        RankError: a process could not be started.
+    """
+    ranks = RankProcesses(num_ranks, module="tuner.profiling.rank")
+    try:
+        yield ranks
+    finally:
+        ranks.close()
+
+
 def profile_operators(
+    ranks: RankProcesses,
     *,
     model_dir: Path,
     dtype: DType,
@@ -43,7 +60,8 @@ def profile_operators(
     threads_per_rank: int = 1,
     cancel: Cancellation = NEVER,
 ) -> OperatorReport:
-    """Operator times with ``num_ranks`` ranks at work at once; ``cancel`` is asked meanwhile.
+    """Operator times with the first ``num_ranks`` of ``ranks`` at work at once; ``cancel`` is asked
+    meanwhile.
 
     Raises:
         TunerError: a measuring rank raised or did not answer.
@@ -56,7 +74,6 @@ def profile_operators(
     address = str(find_library() or "") if segment else ""
     if listener is not None:
         address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-    ranks = RankProcesses(num_ranks, module="tuner.profiling.rank")
     try:
         for rank in range(num_ranks):
             job = OperatorJob(
@@ -76,7 +93,6 @@ def profile_operators(
             ranks.send(rank, msgspec.msgpack.encode(job), fds)
         reports = _gather(ranks, num_ranks, seconds + GRACE_S, cancel)
     finally:
-        ranks.close()
         if segment is not None:
             segment.close()
         if listener is not None:

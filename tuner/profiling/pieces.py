@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +18,8 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.executors.pool import RankPool
 from engine.executors.process import ProcessExecutor
-from engine.executors.ranks import RankProcesses
 from engine.models.loader import open_weights
 from engine.models.scales import scale_names
 from engine.models.shapes import expected_shapes
@@ -81,31 +81,27 @@ def profile_pieces(
     model = ModelConfig.from_dir(config.model_dir)
     plans = piece_plans(model, num_ranks)
     recipes = [r for r in RECIPES if r.num_tokens <= max_tokens and r.longest <= max_context]
+    plans.sort(key=lambda plan: plan.replica_size)
     runs = [(plan, depth) for plan in plans for depth in _depths(plan, model)]
     left = sum(len(plan.modes) for plan, _ in runs)
-    found: list[PieceTime] = []
-    for size in sorted({plan.replica_size for plan, _ in runs}):
-        ranks = RankProcesses(size)
-        try:
-            for plan, depth in runs:
-                if plan.replica_size == size:
-                    with (
-                        budget.part(len(plan.modes) / left) as seconds,
-                        cut_model(config.model_dir, depth) as folder,
-                    ):
-                        cut = replace(
-                            config,
-                            model_dir=folder,
-                            settings=Settings(plan=plan),
-                            executor=ExecutorKind.PROCESS,
-                            num_kv_blocks=max(r.num_blocks(config.block_size) for r in recipes),
-                        )
-                        per_point = seconds / (len(plan.modes) * len(recipes))
-                        found += _time_plan(cut, ranks, recipes, per_point, cancel)
-                    left -= len(plan.modes)
-        finally:
-            ranks.close()
-    return found
+    found: dict[tuple[ParallelPlan, int], list[PieceTime]] = {}
+    with closing(RankPool()) as ranks:
+        for plan, depth in reversed(runs):  # the largest first: its ranks serve all others
+            with (
+                budget.part(len(plan.modes) / left) as seconds,
+                cut_model(config.model_dir, depth) as folder,
+            ):
+                cut = replace(
+                    config,
+                    model_dir=folder,
+                    settings=Settings(plan=plan),
+                    executor=ExecutorKind.PROCESS,
+                    num_kv_blocks=max(r.num_blocks(config.block_size) for r in recipes),
+                )
+                per_point = seconds / (len(plan.modes) * len(recipes))
+                found[plan, depth] = _time_plan(cut, ranks, recipes, per_point, cancel)
+            left -= len(plan.modes)
+    return [piece for run in runs for piece in found[run]]
 
 
 def _depths(plan: ParallelPlan, model: ModelConfig) -> list[int]:
@@ -116,7 +112,7 @@ def _depths(plan: ParallelPlan, model: ModelConfig) -> list[int]:
 
 def _time_plan(
     config: EngineConfig,
-    ranks: RankProcesses,
+    ranks: RankPool,
     recipes: list[StepRecipe],
     seconds: float,
     cancel: Cancellation,

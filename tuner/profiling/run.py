@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.engine import Engine
+from engine.executors.ranks import RankProcesses
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.errors import RankError
 from engine.spec.model import DType, ModelConfig
@@ -24,7 +25,7 @@ from tuner.load.stoppable import until_stopped
 from tuner.profiling.budget import Budget
 from tuner.profiling.host_work import HostWork, HostWorkMeter
 from tuner.profiling.messages import OperatorReport
-from tuner.profiling.operators import profile_operators
+from tuner.profiling.operators import measuring_ranks, profile_operators
 from tuner.profiling.pieces import profile_pieces
 from tuner.profiling.profile import Profile, Took, merged
 from tuner.spec.cancel import LOOK_EVERY_S, NEVER, Cancellation
@@ -90,13 +91,15 @@ def _run_round(
     begun_s, asked_s = time.perf_counter(), budget.left_s
     model = ModelConfig.from_dir(spec.model_dir)
     most = min(spec.num_ranks, max_active_ranks(spec.device, spec.threads_per_rank))
-    reports = []
-    for active in range(1, most + 1):
-        kinds = "operators" if active == 1 else "operators and collectives"
-        on_event(f"{kinds} with {active} of {most} ranks at work")
-        to_come = OPERATOR_SHARE * (most - active + 1) / most + PIECE_SHARE + SERVING_SHARE
-        with budget.part(OPERATOR_SHARE / most / to_come) as seconds:
-            reports.append(_operators(spec, model, active, most, seconds, cancel))
+    reports: list[OperatorReport] = []
+    with measuring_ranks(most) as ranks:
+        for active in range(most, 0, -1):  # all of them first: then each of them has started
+            kinds = "operators" if active == 1 else "operators and collectives"
+            on_event(f"{kinds} with {active} of {most} ranks at work")
+            to_come = OPERATOR_SHARE * active / most + PIECE_SHARE + SERVING_SHARE
+            with budget.part(OPERATOR_SHARE / most / to_come) as seconds:
+                found = _operators(ranks, spec, model, active, seconds, cancel)
+            reports.insert(0, found)
     config = EngineConfig(
         model_dir=spec.model_dir,
         dtype=spec.dtype,
@@ -152,15 +155,16 @@ def max_active_ranks(device: str, threads_per_rank: int = 1) -> int:
 
 
 def _operators(
+    ranks: RankProcesses,
     spec: ProfileSpec,
     model: ModelConfig,
     active: int,
-    most: int,
     seconds: float,
     cancel: Cancellation,
 ) -> OperatorReport:
-    degrees = [d for d in range(1, most + 1) if _divides(model, d)]
+    degrees = [d for d in range(1, ranks.num_ranks + 1) if _divides(model, d)]
     return profile_operators(
+        ranks,
         model_dir=spec.model_dir,
         dtype=spec.dtype,
         device=spec.device,

@@ -50,8 +50,9 @@ def place(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written by mistake lands in the test's own folder, and so does the database. A key
-    in an option would be a warning."""
+    in an option would be a warning. Nobody waits for services that are not there."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEARSHIFT_CONTROL_RETRIES", "0")
     monkeypatch.setenv("GEARSHIFT_CONTROL_KEY", "k")
     monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path / "data"))
 

@@ -23,7 +23,8 @@ from tests.postgres import PostgresCluster
 
 ROOT = Path(__file__).parents[3]
 Json = dict[str, Any]
-QUIET = {"GEARSHIFT_RUN_WORKER": "false"}
+# Without what these tests look for nothing in, which takes a second to import.
+QUIET = {"GEARSHIFT_RUN_WORKER": "false", "GEARSHIFT_DASHBOARD": "false"}
 
 
 def _environment(tmp_path: Path, **changes: str) -> dict[str, str]:

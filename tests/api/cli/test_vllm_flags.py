@@ -9,6 +9,9 @@ from api.cli.vllm_flags import NEEDLESS, ONLY, REFUSED
 from tests.api.cli.conftest import Run
 from tests.api.cli.served import serving
 
+# Where only the words matter: ranks take seconds to start.
+PACED = ("--paced", "2xh200", "--dtype", "bfloat16")
+
 
 def policy_of(*words: object) -> dict[str, Any]:
     """The policy in force of an engine served with these words."""
@@ -45,7 +48,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(
         "max-num-batched-tokens: 256\nenable-prefix-caching: false\ndisable-log-requests: true\n"
         "enable-lora: false\nserved-model-name: [m]\n",
     )
-    found = policy_of("--config", file, "-tp", 1, "--max-num-seqs", 8, "--frontends", 0)
+    found = policy_of("--config", file, "-tp", 1, "--max-num-seqs", 8, "--frontends", 0, *PACED)
     assert found["plan"] == {"dp": 2, "pp": 1, "sp": 1, "tp": 1}
     assert (found["caps"]["max_num_seqs"], found["caps"]["max_num_batched_tokens"]) == (8, 256)
     assert found["model"] == "m"
@@ -55,7 +58,7 @@ def test_a_plan_of_the_command_line_wins_over_parts_in_the_file(
     tiny_dir: Path, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "c.yml", "pipeline-parallel-size: 2\n")
-    assert policy_of(tiny_dir, "--config", file, "--plan", "tp=1")["plan"]["pp"] == 1
+    assert policy_of(tiny_dir, "--config", file, "--plan", "tp=1", *PACED)["plan"]["pp"] == 1
 
 
 def test_auto_caps_are_those_of_the_place(tiny_dir: Path) -> None:
@@ -70,7 +73,7 @@ def test_auto_caps_are_those_of_the_place(tiny_dir: Path) -> None:
 def test_a_shift_plan_in_the_words_of_arctic(tiny_dir: Path) -> None:
     found = policy_of(
         tiny_dir, "--ulysses-sequence-parallel-size", 2, "--enable-shift-parallel",
-        "--shift-parallel-threshold", 32, "--paced", "2xh200", "--dtype", "bfloat16",
+        "--shift-parallel-threshold", 32, *PACED,
     )  # fmt: skip
     assert found["plan"]["sp"] == 2
     assert found["shift"] == {"enabled": True, "threshold_tokens": 32}

@@ -46,15 +46,22 @@ def database(current_url: str) -> Iterator[Database]:
 
 @contextmanager
 def _worker(
-    database: Database, settings: ServiceSettings, command: tuple[str, ...] = COUNTING
+    database: Database,
+    settings: ServiceSettings,
+    command: tuple[str, ...] = COUNTING,
+    *,
+    log: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process; what it says goes to ``log``, if there is one."""
     own = settings.model_copy(update={"database_url": database.url})
-    child = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**ONE_THREAD, **os.environ, **own.environment()},
-        stdin=subprocess.PIPE,
-    )
+    with open(log or os.devnull, "wb") as said:
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**ONE_THREAD, **os.environ, **own.environment()},
+            stdin=subprocess.PIPE,
+            stderr=said if log else None,
+        )
     try:
         yield child
     finally:

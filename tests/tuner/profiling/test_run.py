@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import psutil
 import pytest
 import torch
 
+from engine.executors.ranks import RankProcesses
 from engine.models.create import create_model
 from engine.models.loader import Checkpoint
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
 from tests.engine.quantised_checkpoints import KINDS, W8A8, Kind, quantise_checkpoint
-from tuner.profiling.operators import profile_operators
+from tuner.profiling.operators import measuring_ranks, profile_operators
 from tuner.profiling.pieces import cut_model
 from tuner.profiling.profile import Profile
 from tuner.profiling.run import ProfileSpec, run_profile
@@ -125,12 +127,19 @@ def test_a_cut_model_keeps_the_scales_of_quantised_weights(tiny: Path, tmp_path:
         assert found.is_quantised("model.layers.0.mlp.down_proj.weight")
 
 
+@pytest.fixture(scope="module")
+def measuring_rank() -> Iterator[RankProcesses]:
+    with measuring_ranks(1) as ranks:
+        yield ranks
+
+
 @pytest.mark.parametrize("kind", [W8A8, KINDS["compressed-int8"], KINDS["fp8-block"]])
 def test_operators_of_a_quantised_checkpoint_are_timed(
-    tiny: Path, tmp_path: Path, kind: Kind
+    tiny: Path, tmp_path: Path, measuring_rank: RankProcesses, kind: Kind
 ) -> None:
     quantise_checkpoint(tiny, tmp_path / "quantised", tmp_path / "plain", kind)
     report = profile_operators(
+        measuring_rank,
         model_dir=tmp_path / "quantised",
         dtype=DType.BFLOAT16,
         device="cpu",

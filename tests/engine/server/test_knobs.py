@@ -218,6 +218,8 @@ def test_a_dry_run_names_the_class_of_each_change_and_changes_nothing(knobs: Ser
         ({"mode": "sideways"}, "sideways"),
         ({"engine": "another"}, "/engine"),
         ({"shift": {"threshold_tokens": -1}}, "threshold_tokens=-1"),
+        ({"shift": {"threshold_tokens": 2**64}}, "threshold_tokens=18446744073709551616"),
+        ({"caps": {"max_step_ms": 10**400}}, "max_step_ms=1000"),
         ({"plan": {"sp": 4, "tp": 2}}, "8 devices"),
     ],
 )

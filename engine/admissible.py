@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from engine.modes.table import ModeTable
 from engine.policy.document import check_envelope
 from engine.spec.config import EngineConfig, num_kv_blocks
-from engine.spec.errors import PolicyError
+from engine.spec.errors import EngineError, PolicyError
 from engine.spec.inventory import Inventory
 from engine.spec.model import ModelConfig
 from engine.spec.modes import ENDS, TABLE
@@ -21,9 +21,11 @@ def check_settings(
     """Refuse settings that this engine could not run.
 
     Raises:
+        EngineError: a context that the model has no positions for.
         PlanError: the model, the devices or their memory cannot run the plan.
         PolicyError: caps above the envelope, or modes that what is imitated does not have.
     """
+    _check_context(config.max_model_len, model)
     inventory.check(settings.plan, model)
     num_kv_blocks(config, model, settings.plan)
     between = [mode for mode in settings.modes_in_use if mode not in ENDS]
@@ -33,6 +35,15 @@ def check_settings(
             "restrict shift.rungs to them"
         )
     check_envelope(settings.caps, config.start_envelope)
+
+
+def _check_context(max_model_len: int | None, model: ModelConfig) -> None:
+    """Kernels read the angles of a token's position without a look at how many there are."""
+    if max_model_len is not None and not 1 <= max_model_len <= model.max_positions:
+        raise EngineError(
+            f"max_model_len={max_model_len}: must be in 1..{model.max_positions}, the positions "
+            "that config.json says the model has"
+        )
 
 
 def warnings_of(

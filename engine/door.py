@@ -74,12 +74,13 @@ class Door:
     # -- requests ------------------------------------------------------------------------------
 
     def accept(self, stream: RequestStream, *, max_queue: int | None) -> None:
-        """Hand a new request to the replica with the least to do, or hold it.
+        """Hand a new request to the replica with the least to do, or to another where its queue is
+        full, or hold it.
 
         Raises:
             RequestError: too long, or its id is in use.
             OverloadError: more come than the policy admits.
-            QueueFullError: ``max_queue`` requests wait already.
+            QueueFullError: ``max_queue`` requests wait already, at each replica.
             RankError: no replica serves.
         """
         request = stream.request
@@ -226,29 +227,30 @@ class Door:
         self._admission.take(stream.request)
 
     def _submit(self, stream: RequestStream, *, has_waited: bool = False) -> None:
-        """Hand it to a replica. One whose loop ends just now takes none, and is unhealthy then."""
-        is_taken = False
-        while not is_taken:
-            replica = self._route()
-            try:
-                replica.submit(stream, has_waited=has_waited)
-                is_taken = True
-            except RankError:
-                if replica.failure is None:
-                    raise
-
-    def _route(self) -> Replica:
-        """The healthy replica with the fewest tokens to do.
+        """Hand it to the replica with the least to do that has room for it. One whose loop ends
+        just now takes none, and is unhealthy then.
 
         One whose ranks are being replaced gets a request only where no other serves: that may take
         as long as a program's start.
         """
-        healthy = self._healthy
-        if not healthy:
-            reasons = {str(r.failure) for r in self._replicas} | {self._failure or ""}
-            failures = "; ".join(sorted(reasons - {""}))
-            raise RankError(f"the engine is unhealthy: {failures or 'it is closed'}")
-        return min(healthy, key=lambda r: (r.is_recovering, r.load_tokens))
+        full: QueueFullError | None = None
+        for replica in sorted(self._healthy, key=lambda r: (r.is_recovering, r.load_tokens)):
+            if full is not None and replica.is_recovering:
+                break
+            try:
+                replica.submit(stream, has_waited=has_waited)
+            except QueueFullError as error:
+                full = full or error
+            except RankError:
+                if replica.failure is None:
+                    raise
+            else:
+                return
+        if full is not None:
+            raise full
+        reasons = {str(r.failure) for r in self._replicas} | {self._failure or ""}
+        failures = "; ".join(sorted(reasons - {""}))
+        raise RankError(f"the engine is unhealthy: {failures or 'it is closed'}")
 
     def _let_in(self, held: list[RequestStream]) -> list[tuple[RequestStream, str]]:
         """Hand held requests to the replicas; returns those that they refuse, and why."""

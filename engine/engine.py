@@ -338,7 +338,8 @@ class Engine:
 
     def _accept(self, request: Request, on_output: OnOutput) -> RequestStream:
         check_vocabulary(request, self.model.vocab_size)
-        text = self._tokenizer.stream() if self._tokenizer is not None else None
+        known = self._tokenizer
+        text = None if known is None else known.stream(after=request.prompt_ids)
         stream = RequestStream(request, on_output, text)
         self._door.accept(stream, max_queue=self.settings.caps.max_queue)
         return stream

@@ -15,6 +15,7 @@ from api.cli.common import fail, log, print_json
 from api.cli.engine_groups import CapOptions, House, Pacing, RankOptions
 from api.cli.engine_options import check_device, read_dtype, read_link
 from api.cli.grouped import grouped
+from api.cli.limit_options import room_for
 from api.cli.listening import bind
 from api.cli.served_plan import ServedModel, ServedPlan
 from api.cli.vllm_config import ConfigOption
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from engine.fleet import TimerFactory
     from engine.server.defaults import SamplingDefaults
     from engine.spec.config import EngineConfig
+    from engine.spec.limits import RequestLimits
     from tuner.described.node import Node
 
 MIB = 2**20
@@ -158,6 +160,7 @@ def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House)
             "folder by gearshift model create DIR --preset NAME"
         )
     defaults = house.read_defaults(config.model_dir)
+    limits = room_for(house.bounds.limits)
     ends = read_end_tokens(config.model_dir, ModelConfig.from_dir(config.model_dir))
     with ExitStack() as stack:
         listener = stack.enter_context(bind(house.listening.host, house.listening.port))
@@ -172,6 +175,7 @@ def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House)
             timer_factory=timer_factory,
             house=house,
             defaults=defaults,
+            limits=limits,
             listener=listener,
             stack=stack,
         )
@@ -189,6 +193,7 @@ class _Serving:
     timer_factory: TimerFactory | None
     house: House
     defaults: SamplingDefaults
+    limits: RequestLimits
     listener: socket.socket
     stack: ExitStack
 
@@ -210,7 +215,7 @@ class _Serving:
             inventory=engine.inventory,
             paced_as=engine.paced_as,
             defaults=self.defaults,
-            limits=self.house.bounds.limits,
+            limits=self.limits,
             logs_requests=self.house.log_requests,
         )
         front = self.stack.enter_context(FrontHouse(engine, setup, self.listener))
@@ -242,14 +247,14 @@ class _Serving:
             keys=self.house.listening.keys(self.listener),
             engine_name=self.house.names.engine_label,
             defaults=self.defaults,
-            limits=self.house.bounds.limits,
+            limits=self.limits,
             logs_requests=self.house.log_requests,
             traces=traces,
         )
         announce_and_run(
             app,
             self.listener,
-            limits=self.house.bounds.limits,
+            limits=self.limits,
             drain_s=self.house.drain_s,
             on_ready=lambda: self._ready(engine),
         )

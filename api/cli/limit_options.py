@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from api.cli.common import log
+from engine.server.open_files import make_room
 from engine.spec.limits import RequestLimits
 
 LIMITS = RequestLimits()
@@ -79,3 +81,15 @@ class LimitOptions:
             max_connections=self.max_connections,
             rate_per_s=self.rate_per_s,
         )
+
+
+def room_for(limits: RequestLimits) -> RequestLimits:
+    """``limits`` with as many connections as this process may have open files for; says so where
+    they are fewer."""
+    found = make_room(limits)
+    if found != limits:
+        log(
+            f"warning: at most {found.max_connections} clients may be connected at once, not "
+            f"{limits.max_connections}: this process may have no more files open (ulimit -Hn)"
+        )
+    return found

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from api.cli.common import print_json
+from api.cli.limit_options import room_for
 from api.cli.listening import listen, url_of
 from api.cli.service import open_database, read_settings
 from api.web.settings import ServiceSettings, describe_settings
@@ -30,6 +31,8 @@ def serve(
 ) -> None:
     settings = read_settings(host=host, port=port)
     configure_logs(settings.log_level)
+    connections = room_for(settings.limits).max_connections
+    settings = settings.model_copy(update={"max_connections": connections})
     # First: a start that fails must not leave a key behind that nobody saw.
     with listen(settings.host, settings.port) as listener:
         announce = partial(_announce, url_of(settings.host, listener), as_json=as_json)

@@ -59,8 +59,12 @@ class OwnRanks:
     def lend(self, num_ranks: int) -> RankProcesses:
         return RankProcesses(num_ranks)
 
-    def give_back(self, ranks: RankProcesses, condition: Condition) -> None:
-        ranks.close(is_kill=condition is not Condition.WHOLE)
+    def give_back(
+        self,
+        ranks: RankProcesses,
+        condition: Condition,  # noqa: ARG002 - RankSource
+    ) -> None:
+        ranks.close()
 
     def replenish(self) -> None:
         return
@@ -82,7 +86,7 @@ class GivenRanks:
 
     def give_back(self, ranks: RankProcesses, condition: Condition) -> None:
         if condition is not Condition.WHOLE:
-            ranks.close(is_kill=True)
+            ranks.close()
 
     def replenish(self) -> None:
         return
@@ -141,10 +145,8 @@ class RankPool:
         match condition:
             case Condition.WHOLE | Condition.HEALABLE if not self._is_closed:
                 self._idle += processes
-            case Condition.WHOLE:
+            case Condition.WHOLE | Condition.HEALABLE | Condition.LOST:
                 end_processes(processes)
-            case Condition.HEALABLE | Condition.LOST:
-                end_processes(processes, is_kill=True)
             case _ as never:
                 assert_never(never)
 
@@ -175,7 +177,7 @@ class RankPool:
         for rank in asked:
             rank.begin_use(rank.number)
         fine = _answering(asked, self._patience_s, is_asked=False)
-        end_processes([rank for rank in asked if rank not in fine], is_kill=True)
+        end_processes([rank for rank in asked if rank not in fine])
         self._idle = [rank for rank in self._idle if rank in fine]
         self._spares = [rank for rank in self._spares if rank in fine]
 

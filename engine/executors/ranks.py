@@ -230,9 +230,9 @@ class RankProcesses:
         self._selector.close()
         return ranks
 
-    def close(self, *, is_kill: bool = False) -> None:
+    def close(self) -> None:
         """End every rank (see :func:`end_processes`). Safe to call twice."""
-        end_processes(self.release(), is_kill=is_kill)
+        end_processes(self.release())
 
     def _running(self) -> list[RankProcess]:
         if not self._ranks:
@@ -255,12 +255,13 @@ class RankProcesses:
             raise RankError(self._ranks[gone].last_words(), rank=gone)
 
 
-def end_processes(processes: Sequence[RankProcess], *, is_kill: bool = False) -> None:
-    """End processes and wait for them: terminate, then kill by pid (at once with ``is_kill``)."""
+def end_processes(processes: Sequence[RankProcess]) -> None:
+    """End processes, by pid, and wait for them: they have nothing to put away, and SIGTERM is not
+    for them (see ``engine.rank.worker``)."""
     for rank in processes:
         rank.channel.close()
         if rank.is_alive:
-            rank.process.kill() if is_kill else rank.process.terminate()
+            rank.process.kill()
     deadline = time.monotonic() + END_TIMEOUT_S
     for rank in processes:
         rank.end(deadline)

@@ -11,6 +11,7 @@ says so and exits, and so does any rank on CUDA.
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import threading
 import time
@@ -272,6 +273,9 @@ def warm_up() -> None:
 
 def main() -> int:
     channel = begin(sys.argv[1:])
+    # A service manager tells all processes to end at once. The engine then finishes what it has,
+    # for which it needs this one, and hangs up on it last.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     warm_up()
     return RankLoop(channel).run()
 

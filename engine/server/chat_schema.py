@@ -15,8 +15,8 @@ from pydantic import (
 )
 
 from engine.server.errors import ApiError, invalid
-from engine.server.schema import GenerationBody, NumLogprobs, without_nulls
-from engine.server.takes import Flag
+from engine.server.schema import GenerationBody, NumLogprobs
+from engine.server.takes import FIRST_FAULT, Flag, without_nulls
 
 # What ``apply_chat_template`` takes beside the values of a template.
 NOT_TEMPLATE_VALUES = frozenset({"messages", "conversation", "chat_template", "tokenize"})
@@ -37,7 +37,7 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], FIRST_FAULT] | None = None
 
     @property
     def num_chars(self) -> int:
@@ -57,6 +57,10 @@ class ChatMessage(BaseModel):
         if isinstance(calls := extra.get("tool_calls"), list):
             extra["tool_calls"] = [_with_values(call) for call in calls]
         return {"role": self.role, "content": _text_of(self.content), **extra}
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+Values = Annotated[list[dict[str, Any]], FIRST_FAULT]
 
 
 class ToolName(BaseModel):
@@ -79,9 +83,9 @@ class TemplateBody(BaseModel):
     not searched for calls.
     """
 
-    tools: list[dict[str, Any]] | None = None
+    tools: Values | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Values | None = None
     add_generation_prompt: Flag = True
     chat_template_kwargs: dict[str, Any] = {}
 
@@ -125,7 +129,7 @@ class TemplateBody(BaseModel):
 class ChatBody(TemplateBody, GenerationBody):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Messages
     logprobs: Flag | None = None
     top_logprobs: NumLogprobs | None = None
 

@@ -33,6 +33,8 @@ KNOB_PREFIX = "/v1/engine"
 # engine needs an operator.
 QUEUE_RETRY_S = 1
 UNHEALTHY_RETRY_S = 10
+# A rate may be so low that the next request is let in after longer than anybody waits.
+MOST_RETRY_S = 86_400.0
 CLIENT_CLOSED_REQUEST = 499
 # A long list of wrong items has one fault per item and allowed form.
 MAX_FAULTS = 5
@@ -122,7 +124,8 @@ def from_engine_error(error: EngineError, *, queue_retry_s: int = QUEUE_RETRY_S)
     """The one place where the engine's errors become HTTP statuses."""
     match error:
         case OverloadError():
-            retry = {"Retry-After": str(max(1, math.ceil(error.retry_s)))}
+            retry_s = min(max(1.0, error.retry_s), MOST_RETRY_S)
+            retry = {"Retry-After": str(math.ceil(retry_s))}
             return ApiError(429, str(error), code="overloaded", headers=retry)
         case QueueFullError():
             retry = {"Retry-After": str(queue_retry_s)}

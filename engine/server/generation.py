@@ -237,7 +237,9 @@ class GenerationService:
         sampling = request.sampling
         ends = () if sampling.ignore_eos else self._engine.model.eos_token_ids
         return ShownText(
-            self._tokenizer.stream(skip_special_tokens=not wish.shows_special),
+            self._tokenizer.stream(
+                after=request.prompt_ids, skip_special_tokens=not wish.shows_special
+            ),
             sampling.stop,
             frozenset(sampling.stop_token_ids) | frozenset(ends),
             wish,

@@ -64,9 +64,14 @@ class KnobPlane:
         self._engine_name = engine_name
         self._lock = asyncio.Lock()
 
-    def document(self, policy: EnginePolicy | None = None) -> dict[str, Any]:
-        """The policy document of ``policy``, by default of the one in force."""
-        policy = policy or self._engine.policy
+    @property
+    def policy(self) -> EnginePolicy:
+        """The policy in force now. Who tells more than one thing of it reads it once: others change
+        it meanwhile."""
+        return self._engine.policy
+
+    def document(self, policy: EnginePolicy) -> dict[str, Any]:
+        """The document of ``policy``."""
         return {
             "schema": SCHEMA,
             "engine": self._engine_name,
@@ -74,11 +79,11 @@ class KnobPlane:
             **policy.settings.to_json(),
         }
 
-    def etag(self, policy: EnginePolicy | None = None) -> str:
-        """The strong entity tag of a document: its version and a digest of its content."""
+    def etag(self, policy: EnginePolicy) -> str:
+        """The strong entity tag of its document: its version and a digest of its content."""
         text = json.dumps(self.document(policy), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return f'"{(policy or self._engine.policy).version}-{digest}"'
+        return f'"{policy.version}-{digest}"'
 
     def capabilities(self) -> dict[str, Any]:
         """Every knob with class, range, current value and measured cost."""
@@ -122,9 +127,9 @@ class KnobPlane:
                 422 for an unknown knob or a plan this model cannot run.
         """
         async with self._lock:
-            self._check_precondition(if_match)
-            old = self._engine.policy
-            new = self._merged(patch)
+            old = self.policy
+            self._check_precondition(if_match, old)
+            new = self._merged(old, patch)
             held = self._engine.held_plan
             changes = classify(old.settings, new.settings, self._engine.envelope, held=held)
             answer: dict[str, Any] = {
@@ -149,10 +154,11 @@ class KnobPlane:
                     "warnings": applied.warnings,
                     "transition": applied.transition and applied.transition.to_json(),
                 }
-            return JSONResponse(answer, headers={"ETag": self.etag()})
+            shown = old if is_dry_run or not changes else new
+            return JSONResponse(answer, headers={"ETag": self.etag(shown)})
 
-    def _check_precondition(self, if_match: str | None) -> None:
-        current = self.etag()
+    def _check_precondition(self, if_match: str | None, policy: EnginePolicy) -> None:
+        current = self.etag(policy)
         if if_match is None:
             raise ApiError(
                 428,
@@ -169,17 +175,15 @@ class KnobPlane:
                 headers={"ETag": current},
             )
 
-    def _merged(self, patch: dict[str, Any]) -> EnginePolicy:
-        """The policy after the patch, checked against model and envelope."""
-        document = self.document()
+    def _merged(self, old: EnginePolicy, patch: dict[str, Any]) -> EnginePolicy:
+        """The policy ``old`` after the patch, checked against model and envelope."""
+        document = self.document(old)
         for key in LABEL_KEYS:
             # A document that was read, edited and sent back may hold its labels, but not changed
             # ones.
             if key in patch and patch[key] != document[key]:
                 raise PolicyError(f"/{key}: {patch[key]!r} cannot be set; it is {document[key]!r}")
-        policy = self._engine.policy.merged(
-            {key: value for key, value in patch.items() if key not in LABEL_KEYS}
-        )
+        policy = old.merged({key: value for key, value in patch.items() if key not in LABEL_KEYS})
         try:
             self._engine.inventory.check(policy.settings.plan, self._engine.model)
         except PlanError as error:
@@ -229,7 +233,8 @@ def knob_router(plane: KnobPlane) -> APIRouter:
     )
     async def get_policy() -> JSONResponse:
         """The policy document in force; its ``ETag`` is what a change must name."""
-        return JSONResponse(plane.document(), headers={"ETag": plane.etag()})
+        policy = plane.policy
+        return JSONResponse(plane.document(policy), headers={"ETag": plane.etag(policy)})
 
     @router.patch(
         "/policy",

@@ -72,7 +72,10 @@ class LogprobWriter:
             if text.startswith(last.chosen.text, end) or not self._words.is_special(
                 last.chosen.token_id
             ):
-                end = min(end + len(decoder.decode(last.chosen.utf8)), len(text))
+                shown = decoder.decode(last.chosen.utf8)
+                # Some vocabularies write a space before a text's first word.
+                is_added = shown.startswith(" ") and not text.startswith(" ", end)
+                end = min(end + len(shown) - is_added, len(text))
             worded.append(self._position(position, end))
         self._offset = len(text)
         return worded

@@ -7,7 +7,7 @@ from typing import Any
 from engine.spec.admission import LEAST_BURST, MOST_BURST, MOST_RATE_RPS
 from engine.spec.modes import MODE_PATTERN, PIN_PATTERN
 from engine.spec.plan import AXES
-from engine.spec.settings import MOST_CAP, Order
+from engine.spec.settings import MOST_CAP, MOST_STEP_MS, Order
 
 Json = dict[str, Any]
 COUNT: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_CAP}
@@ -42,7 +42,11 @@ SCHEMA = {
             {
                 "max_num_seqs": COUNT,
                 "max_num_batched_tokens": COUNT,
-                "max_step_ms": {"type": ["number", "null"], "exclusiveMinimum": 0},
+                "max_step_ms": {
+                    "type": ["number", "null"],
+                    "exclusiveMinimum": 0,
+                    "maximum": MOST_STEP_MS,
+                },
                 "max_queue": FROM_ZERO,
             }
         ),

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     model_validator,
@@ -21,7 +22,16 @@ from pydantic import (
 from engine.server.defaults import SamplingDefaults
 from engine.server.errors import invalid
 from engine.server.shown import TextWish
-from engine.server.takes import NULL, NUMBER, Flag, take_known_fields, take_nulls
+from engine.server.takes import (
+    FIRST_FAULT,
+    NULL,
+    NUMBER,
+    Flag,
+    take_known_fields,
+    take_nulls,
+    with_few_unknown,
+    without_nulls,
+)
 from engine.spec.request import MAX_LOGPROBS, MAX_PENALTY, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -97,8 +107,16 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
 # Names of JSON are texts.
 NamedId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 LogitBias = dict[NamedId, Annotated[float, Field(ge=-100, le=100, strict=True)]]
+TokenIds = Annotated[list[TokenId], FIRST_FAULT]
 Stop = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
 NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS, strict=True)]
+
+
+def _check_size(bias: object) -> object:
+    # Else each of them is looked at, and told of, before they are counted.
+    if isinstance(bias, dict) and len(bias) > MAX_LOGIT_BIAS:
+        raise ValueError(f"{len(bias)} tokens are more than {MAX_LOGIT_BIAS}")
+    return bias
 
 
 def _describe_strict(schema: dict[str, Any]) -> None:
@@ -122,7 +140,7 @@ class StreamOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, given: Any) -> Any:
-        return without_nulls(given)
+        return with_few_unknown(without_nulls(given), cls.model_fields)
 
     @model_validator(mode="after")
     def _usage_is_asked_for(self) -> Self:
@@ -144,7 +162,9 @@ class GenerationBody(BaseModel):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=MAX_PENALTY), NUMBER] | None = None
-    logit_bias: Annotated[LogitBias, Field(max_length=MAX_LOGIT_BIAS)] | None = None
+    logit_bias: (
+        Annotated[LogitBias, Field(max_length=MAX_LOGIT_BIAS), BeforeValidator(_check_size)] | None
+    ) = None
     seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), NUMBER] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), NUMBER] | None = None
     best_of: Annotated[int, NUMBER] | None = None
@@ -280,7 +300,9 @@ class GenerationBody(BaseModel):
 class CompletionBody(GenerationBody):
     """``POST /v1/completions``: text or token ids, one prompt or a list of them."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: (
+        str | TokenIds | Annotated[list[str], FIRST_FAULT] | Annotated[list[TokenIds], FIRST_FAULT]
+    )
     echo: Flag | None = None
     logprobs: NumLogprobs | None = None
     add_special_tokens: Flag = True
@@ -321,13 +343,6 @@ class CompletionBody(GenerationBody):
 
 def _or(value: Number | None, default: Number) -> Number:
     return default if value is None else value
-
-
-def without_nulls(given: Any) -> Any:
-    """Clients write null for what they do not set."""
-    if not isinstance(given, dict):
-        return given
-    return {name: value for name, value in given.items() if value is not None}
 
 
 @lru_cache

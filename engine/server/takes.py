@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 Json = dict[str, Any]
 NULL: Json = {"type": "null"}
+# Of a list the first item that is wrong is told of: a body has room for millions, and telling of
+# each takes a kilobyte.
+FIRST_FAULT = Field(fail_fast=True)
+MOST_UNKNOWN = 5
+
+
+def without_nulls(given: Any) -> Any:
+    """Clients write null for what they do not set."""
+    if not isinstance(given, dict):
+        return given
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def with_few_unknown(given: Any, known: Container[str]) -> Any:
+    """``given`` with a few at most of the names that are not ``known``, since each is refused."""
+    if not isinstance(given, dict):
+        return given
+    left_out = set([name for name in given if name not in known][MOST_UNKNOWN:])
+    return {name: value for name, value in given.items() if name not in left_out}
 
 
 def _check_number(value: object) -> object:

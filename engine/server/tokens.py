@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Body
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from engine.server.chat_schema import ChatMessage, TemplateBody
+from engine.server.chat_schema import Messages, TemplateBody
 from engine.server.errors import check_model
 from engine.server.examples import HELLO, examples
-from engine.server.schema import TokenId, without_nulls
+from engine.server.schema import TokenIds
 from engine.server.served import ServedEngine
 from engine.server.shapes import DetokenizedShape, TokenizedShape
-from engine.server.takes import NULL, Flag, take_nulls
+from engine.server.takes import NULL, Flag, take_nulls, with_few_unknown, without_nulls
 from engine.server.text_coder import TextCoder
 
 TOKENIZE = examples({"text": {"prompt": "The quick"}, "chat": {"messages": [HELLO]}})
@@ -31,7 +31,7 @@ class TokenizeBody(TemplateBody):
     model_config = ConfigDict(extra="forbid", json_schema_extra=_describe)
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special_tokens: Flag | None = None
     return_token_strs: Flag = False
 
@@ -45,7 +45,7 @@ class TokenizeBody(TemplateBody):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, given: Any) -> Any:
-        return without_nulls(given)
+        return with_few_unknown(without_nulls(given), cls.model_fields)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -59,7 +59,12 @@ class DetokenizeBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: TokenIds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_are_unknown(cls, given: Any) -> Any:
+        return with_few_unknown(given, cls.model_fields)
 
 
 def token_router(engine: ServedEngine, coder: TextCoder, model_name: str) -> APIRouter:

@@ -12,6 +12,8 @@ from engine.spec.modes import BASE, MOST_DEGREE, SHIFT, Mode, Rung, is_rung
 from engine.spec.names import did_you_mean
 
 DEFAULT_SHIFT_THRESHOLD = 256
+# Beyond any step, and what every part that counts can hold.
+MOST_THRESHOLD = 2**31 - 1
 AXES = ("dp", "pp", "sp", "tp")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from engine.spec.errors import PlanError, PolicyError
 from engine.spec.modes import ENDS, Mode, ModePin, pinned_mode
-from engine.spec.plan import ParallelPlan
+from engine.spec.plan import MOST_THRESHOLD, ParallelPlan
 
 # Rungs between base and shift, each with the most tokens of its steps; hashable, unlike a mapping.
 Thresholds = tuple[tuple[Mode, int], ...]
@@ -37,8 +37,8 @@ def check_modes(
                 f"rung_thresholds of {mode!r}: only rungs between base and shift have one; "
                 "shift's is threshold_tokens, and base takes the rest"
             )
-        if tokens < 0:
-            raise PolicyError(f"{mode}={tokens}: must be at least 0")
+        if not 0 <= tokens <= MOST_THRESHOLD:
+            raise PolicyError(f"{mode}={tokens}: must be in 0..{MOST_THRESHOLD}")
     if (held := pinned_mode(pin)) is not None:
         _check_pin(plan, held, allowed_modes(plan, rungs))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
@@ -11,7 +10,13 @@ from typing import Any, TypeVar
 from engine.spec.admission import ADMISSION_KNOBS, Admission
 from engine.spec.errors import EngineError, PolicyError
 from engine.spec.modes import AUTO, TABLE, Mode, ModePin, pinned_mode, read_mode, read_pin
-from engine.spec.plan import AXES, DEFAULT_SHIFT_THRESHOLD, ParallelPlan, shift_warning
+from engine.spec.plan import (
+    AXES,
+    DEFAULT_SHIFT_THRESHOLD,
+    MOST_THRESHOLD,
+    ParallelPlan,
+    shift_warning,
+)
 from engine.spec.rungs import (
     Thresholds,
     allowed_modes,
@@ -26,6 +31,8 @@ NameT = TypeVar("NameT", bound=str)
 
 # More than any device needs, and small enough for every counter.
 MOST_CAP = 2**31 - 1
+# Eleven days; of whole numbers beyond 1e308 there is no float to count with.
+MOST_STEP_MS = 1e9
 SHIFT_KNOBS = ("enabled", "threshold_tokens", "rungs", "rung_thresholds")
 # What follows the load; plan and order are the engine's own.
 HOT_FIELDS = ("threshold_tokens", "rung_thresholds", "rungs", "caps", "pin")
@@ -69,9 +76,10 @@ class Caps:
                 raise EngineError(
                     f"{name}={getattr(self, name)}: must be at least 1 and at most {MOST_CAP}"
                 )
-        if self.max_step_ms is not None and not 0 < self.max_step_ms < math.inf:
+        if self.max_step_ms is not None and not 0 < self.max_step_ms <= MOST_STEP_MS:
             raise EngineError(
-                f"max_step_ms={self.max_step_ms}: must be above 0 and finite, or left out"
+                f"max_step_ms={self.max_step_ms}: must be above 0 and at most {MOST_STEP_MS:g}, or "
+                "left out"
             )
         if self.max_queue is not None and not 0 <= self.max_queue <= MOST_CAP:
             raise EngineError(
@@ -90,8 +98,8 @@ class Settings:
     load. ``admission`` None: every request is let in.
 
     Raises:
-        PolicyError: a negative threshold, a pin or an order of another type, or a mode that the
-            plan or ``rungs`` do not have.
+        PolicyError: a threshold that cannot be, a pin or an order of another type, or a mode that
+            the plan or ``rungs`` do not have.
     """
 
     plan: ParallelPlan = field(default_factory=ParallelPlan)
@@ -107,8 +115,10 @@ class Settings:
         _read(read_pin, self.pin, "mode")
         if not isinstance(self.order, Order):
             raise PolicyError(f"order {self.order!r}: must be an Order; known: {', '.join(Order)}")
-        if self.threshold_tokens < 0:
-            raise PolicyError(f"threshold_tokens={self.threshold_tokens}: must be at least 0")
+        if not 0 <= self.threshold_tokens <= MOST_THRESHOLD:
+            raise PolicyError(
+                f"threshold_tokens={self.threshold_tokens}: must be in 0..{MOST_THRESHOLD}"
+            )
         check_modes(self.plan, self.pin, self.rungs, self.rung_thresholds)
 
     def __str__(self) -> str:

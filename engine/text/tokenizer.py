@@ -23,16 +23,18 @@ class DetokenizerStream:
     """Decodes one output token by token, holding back a character that is still incomplete.
 
     The texts of all ``push`` calls and of a last ``flush`` join to ``Tokenizer.decode`` of all
-    ids. (Where bytes follow each other of which some are no character, that has none of them;
-    here those that were shown before stay.) Owned by one thread.
+    ids, behind text where ``goes_on``. (Where bytes follow each other of which some are no
+    character, that has none of them; here those that were shown before stay.) Owned by one thread.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, goes_on: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._decode = partial(tokenizer.decode, skip_special_tokens=skip_special_tokens)
-        self._window: list[int] = []
-        self._num_context = 0
-        self._num_emitted_chars = 0
+        self._window: list[int] = list(tokenizer.plain_context) if goes_on else []
+        self._num_context = len(self._window)
+        self._num_emitted_chars = len(self._decode(self._window))
 
     def push(self, token_id: int) -> str:
         """Add one id; the newly printable text, "" while a character is incomplete."""
@@ -132,9 +134,19 @@ class Tokenizer:
         """Text of ``ids``, by default without special tokens; unknown ids add nothing."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def stream(self, *, skip_special_tokens: bool = True) -> DetokenizerStream:
-        """A new incremental decoder for one output."""
-        return DetokenizerStream(self, skip_special_tokens=skip_special_tokens)
+    def stream(
+        self, *, after: Sequence[int] = (), skip_special_tokens: bool = True
+    ) -> DetokenizerStream:
+        """A new incremental decoder for one output, which goes on with the text of ``after``.
+
+        A word is written with the space before it by vocabularies as Llama 2's, and whoever decodes
+        it alone loses that space.
+        """
+        return DetokenizerStream(
+            self,
+            skip_special_tokens=skip_special_tokens,
+            goes_on=len(after) > 0 and self._is_text(after[-1], not skip_special_tokens),
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes one token stands for, maybe a part of a character; b"" if unknown."""
@@ -156,6 +168,12 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Whether plain text leaves this token out."""
         return token_id in self._special_ids
+
+    def _is_text(self, token_id: int, shows_special: bool) -> bool:
+        """Whether a token is part of a text, which shows special ones or not."""
+        if self.is_special(token_id):
+            return shows_special
+        return self._backend.id_to_token(token_id) is not None
 
     def chat_text(
         self,

@@ -13,6 +13,7 @@ from engine.policy.document import KnobClass
 from engine.replica.telemetry import PARTS
 from engine.spec.config import EngineConfig
 from engine.spec.errors import (
+    EngineError,
     PolicyError,
     QueueFullError,
     RankError,
@@ -249,6 +250,14 @@ def test_a_caller_whose_callback_fails_loses_its_own_request_only(engine: Engine
     assert len(other.wait().token_ids) == 30
     wait_until(lambda: engine.stats().kv_usage == 0.0)
     assert engine.is_healthy
+
+
+@pytest.mark.parametrize("asked", [0, 513])
+def test_a_context_that_the_model_has_no_positions_for_is_refused(
+    config: EngineConfig, asked: int
+) -> None:
+    with pytest.raises(EngineError, match=rf"max_model_len={asked}: must be in 1\.\.512"):
+        Engine(replace(config, max_model_len=asked), timer_factory=ConstantTimer)
 
 
 def test_ids_that_no_rank_could_look_up_are_refused(engine: Engine) -> None:

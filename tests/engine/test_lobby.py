@@ -38,6 +38,24 @@ def test_a_reshape_under_load_loses_no_request_and_no_token(engine: Engine) -> N
     assert cost["plan"] is not None
 
 
+def test_nobody_is_turned_away_while_another_replica_has_room(config: EngineConfig) -> None:
+    caps = Caps(max_num_seqs=2, max_num_batched_tokens=64, max_queue=0)
+    both = with_settings(config, plan=ParallelPlan(dp=2), caps=caps)
+    with Engine(both, timer_factory=ConstantTimer) as engine:
+        # One replica has most of the tokens, and the other all of its rows taken.
+        running = [submit(engine, "long", tokens=450)]
+        running += [submit(engine, f"short {n}", tokens=200) for n in range(2)]
+        running.append(submit(engine, "third", tokens=150))
+        with pytest.raises(QueueFullError):
+            submit(engine, "one too many")
+        assert running[-1].wait().reason is FinishReason.LENGTH
+        for name in ("long", "short 0", "short 1"):
+            engine.abort(name)
+        for collector in running:
+            collector.wait()
+        engine.check_integrity()
+
+
 def test_requests_that_arrive_during_a_reshape_wait_and_are_served(engine: Engine) -> None:
     first = submit(engine, "first", tokens=200)
     done = threading.Event()

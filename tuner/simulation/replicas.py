@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from engine.scheduler.table import Sequence
+from engine.spec.errors import QueueFullError
 from engine.spec.held import settings_on
+from engine.spec.request import Request
 from engine.spec.settings import Caps, Settings
 from engine.transition.planning import Slot, first_slots
 from tuner.simulation.log import DeviceSpell, RunCounts, Segment, TokenLog
@@ -82,6 +85,22 @@ class Replicas:
         return replica_setup(self._engine, settings, self.envelope, is_watched=self._is_watched)
 
     # -- commands ----------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Give a request to the replica with the least to do that has room for it, as the live door
+        does.
+
+        Raises:
+            RequestError, QueueFullError: a live engine would refuse it.
+        """
+        try:
+            self.least_loaded.add(request)
+        except QueueFullError:
+            for replica in sorted(self.serving, key=_load_tokens)[1:]:
+                with suppress(QueueFullError):
+                    replica.add(request)
+                    return
+            raise
 
     def set_hot(self, settings: Settings) -> None:
         """Obey other settings from the next step on, whose plan needs no other shards."""

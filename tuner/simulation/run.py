@@ -194,7 +194,7 @@ class Run:
             RequestError, QueueFullError: a live engine would refuse it.
         """
         if not self._changes.is_away:
-            self._replicas.least_loaded.add(request, has_waited=False)
+            self._replicas.add(request)
         elif self._changes.is_door_full:
             raise QueueFullError("as many requests are held as may wait")
         else:

@@ -155,7 +155,8 @@ class RemoteEngine:
         # Encoded before anything is remembered: a value that cannot be sent must leave nothing
         # behind.
         frame = _encode_request(Submit(number=number, request=request))
-        sent = _RemoteRequest(stream=RequestStream(request, on_output, self._tokenizer.stream()))
+        text = self._tokenizer.stream(after=request.prompt_ids)
+        sent = _RemoteRequest(stream=RequestStream(request, on_output, text))
         sent.accepted.set_running_or_notify_cancel()  # it cannot be cancelled; ``abort`` can
         # An id that is in use stays the first request's: the engine will refuse this one.
         self._number_of.setdefault(request.request_id, number)

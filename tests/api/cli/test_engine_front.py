@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,25 @@ def long_dir(tiny_dir: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@contextmanager
+def few_files() -> Iterator[None]:
+    """What starts meanwhile may have few files open, unless it asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_a_client_that_leaves_frees_its_sequence(long_dir: Path) -> None:
-    with serving("--model", long_dir, *PACED) as served:
+    with ExitStack() as stack:
+        with few_files():
+            served = stack.enter_context(
+                serving("--model", long_dir, *PACED, "--max-connections", 700)
+            )
+        for process in (psutil.Process(served.process.pid), served.front):
+            assert process.rlimit(resource.RLIMIT_NOFILE)[0] > 700, "a file for each client"
         with served.http.stream(
             "POST", "/v1/completions", json={**_long(), "stream": True}
         ) as reply:

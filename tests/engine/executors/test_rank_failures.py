@@ -90,6 +90,16 @@ def test_a_rank_killed_within_a_step_is_named_with_its_signal(started: ProcessEx
     wait_gone(pids)
 
 
+def test_a_rank_works_on_while_the_engine_finishes_what_it_has(alone: ProcessExecutor) -> None:
+    """Service managers send SIGTERM to every process, and the engine drains then."""
+    os.kill(alone.pids[0], signal.SIGTERM)
+    alone.submit(prompt_step(0))
+    alone.collect()
+    os.kill(alone.pids[0], signal.SIGTERM)
+    alone.submit(prompt_step(1))
+    alone.collect()
+
+
 def test_a_rank_killed_between_steps_is_noticed_by_the_next(started: ProcessExecutor) -> None:
     started.submit(prompt_step(0))
     started.collect()

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.engine import Engine
+from engine.policy.document import EnginePolicy
 from engine.spec.modes import BASE, SHIFT, TABLE, Mode, ModePin
 from engine.spec.plan import ParallelPlan
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
@@ -50,6 +52,31 @@ def test_the_policy_has_a_strong_etag_that_changes_with_it(knobs: Server) -> Non
     changed = _patch(knobs, {"shift": {"threshold_tokens": 32}})
     assert changed.headers["etag"] != first.headers["etag"]
     assert knobs.http.get("/v1/engine/policy").headers["etag"] == changed.headers["etag"]
+
+
+def test_what_another_changes_meanwhile_is_neither_told_by_the_wrong_etag_nor_overwritten(
+    knobs: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control plane changes the policy right after it was read."""
+    changed: list[EnginePolicy] = []
+
+    def read(engine: Engine) -> EnginePolicy:
+        found = engine._policy
+        if changed:
+            engine._policy = changed.pop()
+        return found
+
+    monkeypatch.setattr(Engine, "policy", property(read))
+    before = knobs.engine.policy
+    changed.append(replace(before, version=7))
+    told = knobs.http.get("/v1/engine/policy")
+    assert told.headers["etag"].startswith(f'"{told.json()["version"]}-')
+    match = {"If-Match": knobs.http.get("/v1/engine/policy").headers["etag"]}
+    theirs = replace(before, version=8, settings=replace(before.settings, threshold_tokens=99))
+    changed.append(theirs)
+    ours = {"shift": {"threshold_tokens": 5}}
+    assert knobs.http.patch("/v1/engine/policy", json=ours, headers=match).status_code == 412
+    assert knobs.engine.policy == theirs
 
 
 def test_a_hot_change_is_in_force_when_the_answer_comes(knobs: Server) -> None:
@@ -191,6 +218,8 @@ def test_a_dry_run_names_the_class_of_each_change_and_changes_nothing(knobs: Ser
         ({"mode": "sideways"}, "sideways"),
         ({"engine": "another"}, "/engine"),
         ({"shift": {"threshold_tokens": -1}}, "threshold_tokens=-1"),
+        ({"shift": {"threshold_tokens": 2**64}}, "threshold_tokens=18446744073709551616"),
+        ({"caps": {"max_step_ms": 10**400}}, "max_step_ms=1000"),
         ({"plan": {"sp": 4, "tp": 2}}, "8 devices"),
     ],
 )

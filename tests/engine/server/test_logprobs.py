@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,19 @@ def test_a_part_of_a_character_is_shown_as_its_bytes(tiny_dir: Path) -> None:
     content = chat_logprobs(writer.word(_positions(ids)))["content"]
     assert all(token["token"].startswith("bytes:\\x") for token in content)
     assert bytes(byte for token in content for byte in token["bytes"]) == "\u4e2d".encode()
+
+
+def test_the_space_that_a_vocabulary_writes_before_a_first_word_is_not_counted() -> None:
+    words = ["<unk>", "\u2581", "\u2581One", "\u2581two", "!"]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(dict(zip(words, range(len(words)), strict=True)), "<unk>")
+    )
+    backend.decoder = tokenizers.decoders.Metaspace()
+    tokenizer = Tokenizer(backend)
+    writer = LogprobWriter(TokenWords(tokenizer), num_best=1, shows_special=False)
+    worded = writer.word_prompt("One two!", 2, _positions([3, 4]))
+    assert [position.text_offset for position in worded] == [0, 3, 7]
+    assert [position.text_offset for position in writer.word(_positions([3]))] == [8]
 
 
 def test_a_token_that_cannot_come_has_a_number_all_the_same(tiny_dir: Path) -> None:

@@ -102,6 +102,37 @@ def test_every_text_in_bytes_streams_as_it_is_decoded(text: str) -> None:
     assert "".join(pieces) + stream.flush() == WITH_BYTE_FALLBACK.decode(ids)
 
 
+@given(st.text("ab \u65e5", min_size=2), st.data())
+def test_an_output_is_what_its_text_adds_to_that_of_its_prompt(
+    text: str, data: st.DataObject
+) -> None:
+    ids = WITH_BYTE_FALLBACK.encode(f"a{text}", add_special_tokens=False)
+    ends = [n for n in range(2, len(ids)) if not WITH_BYTE_FALLBACK.is_lone_byte(ids[n])]
+    prompt_len = data.draw(st.sampled_from([*ends, len(ids)]))
+    prompt, output = ids[:prompt_len], ids[prompt_len:]
+    stream = WITH_BYTE_FALLBACK.stream(after=prompt)
+    pieces = [stream.push(token_id) for token_id in output]
+    shown = "".join(pieces) + stream.flush()
+    assert WITH_BYTE_FALLBACK.decode(prompt) + shown == f"a{text}"
+
+
+def test_a_word_behind_a_prompt_keeps_the_space_before_it() -> None:
+    prompt = WITH_BYTE_FALLBACK.encode("a")
+    output = WITH_BYTE_FALLBACK.encode("b")
+    assert WITH_BYTE_FALLBACK.decode(output) == "b"
+    for after, shown in ((prompt, " b"), ((), "b"), ((99_999,), "b")):
+        stream = WITH_BYTE_FALLBACK.stream(after=after)
+        assert "".join([stream.push(i) for i in output]) + stream.flush() == shown
+
+
+def test_behind_a_token_that_is_not_shown_an_output_begins_a_text() -> None:
+    role = TOKENIZER.encode("<|role|>", add_special_tokens=False)
+    hello = TOKENIZER.encode("hello", add_special_tokens=False)
+    for shows in (True, False):
+        stream = TOKENIZER.stream(after=role, skip_special_tokens=not shows)
+        assert "".join([stream.push(i) for i in hello]) == "hello"
+
+
 def test_a_byte_that_is_no_character_leaves_those_before_it_as_they_were_shown() -> None:
     _, *three = WITH_BYTE_FALLBACK.encode("\u65e5", add_special_tokens=False)
     stream = WITH_BYTE_FALLBACK.stream()

@@ -226,6 +226,16 @@ def test_a_full_queue_refuses() -> None:
     assert measurement.count(Outcome.ERRORED) == 17  # one runs, two wait
 
 
+def test_a_full_queue_refuses_nobody_for_whom_another_replica_has_room() -> None:
+    caps = Caps(max_num_seqs=2, max_num_batched_tokens=256, max_queue=0)
+    few = open_loop(requests=4, gap_s=0.0, output_tokens=10).arrivals
+    # The first has more to do than any two of the others, which fill the other replica.
+    arrivals = (replace(few[0], output_tokens=500), *few[1:])
+    workload = replace(open_loop(requests=4, gap_s=0.0), arrivals=arrivals)
+    measurement = run(workload, plan=ParallelPlan(dp=2), caps=caps).measurement
+    assert measurement.count(Outcome.COMPLETED) == 4
+
+
 def test_a_step_time_cap_sizes_chunks_alike_whether_quiet_steps_are_skipped_or_not() -> None:
     caps = Caps(max_num_seqs=16, max_num_batched_tokens=256, max_step_ms=12.0)
     arrivals = (

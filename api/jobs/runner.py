@@ -18,14 +18,13 @@ from api.jobs.backend import (
 )
 from api.jobs.keeping import (
     close,
-    close_cancelled,
     keep_cost_model,
     keep_groundwork,
     keep_trial,
 )
 from api.jobs.leases import DeviceLeases
 from api.schemas.tuning import OnBusy
-from api.services.job_moves import move
+from api.services.job_moves import close_cancelled, move
 from store import ConflictError, Database, UnitOfWork
 from store.models import JobState, TuningJob
 from store.outage import Patience, is_outage

@@ -14,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.services import jobs
+from api.services.job_moves import COMMAND_LINE
 from api.web.settings import ServiceSettings
 from store import Database
 from store.models import JobState
@@ -229,6 +230,18 @@ def test_a_running_job_goes_to_cancelling_and_keeps_its_trials(
         uow.trials.add(job_id, _trial(0))
     answer = client.post(f"/v1/tuning-jobs/{job_id}:cancel").json()
     assert (answer["state"], answer["trials_done"]) == ("cancelling", 1)
+
+
+@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.CANCELLING])
+def test_a_job_that_a_killed_command_left_is_cancelled_at_once_and_can_be_removed(
+    client: TestClient, database: Database, state: JobState
+) -> None:
+    with database.begin() as uow:
+        job = uow.jobs.add(spec={}, num_trials=3, created_by=COMMAND_LINE)
+        jobs.move(uow, job, state, "run by gearshift tune")
+    url = f"/v1/tuning-jobs/{job.id}"
+    assert client.post(f"{url}:cancel").json()["state"] == "cancelled"
+    assert client.delete(url).status_code == 204
 
 
 def test_only_a_finished_job_can_be_deleted_and_none_can_be_cancelled_after(

@@ -208,6 +208,14 @@ def test_pages_follow_the_link_header_to_the_end(client: TestClient, job_body: J
     assert seen == sorted(made, reverse=True)
 
 
+def test_a_model_of_a_name_that_no_file_may_have_is_refused_by_its_field(
+    client: TestClient, job_body: Json
+) -> None:
+    answer = _create(client, {**job_body, "model_dir": "m" * 300, "hardware": "8xh100"})
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/model_dir"]
+
+
 def test_a_foreign_cursor_is_refused(client: TestClient) -> None:
     answer = client.get("/v1/tuning-jobs", params={"cursor": "%%%"})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_cursor")

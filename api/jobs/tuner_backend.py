@@ -47,7 +47,11 @@ class TunerBackend:
         return wanted.num_devices if wanted.is_local and wanted.is_live else 0
 
     def without_devices(self, spec: Json) -> Json:
-        return {**spec, "options": {**spec["options"], "is_live": False}}
+        options = {**spec["options"], "is_live": False}
+        if (retune := spec.get("retune")) is not None:
+            # Steps drifted from the model that is at hand, and are not measured anew.
+            options["step_scale"] = retune.get("step_scale", 1.0)
+        return {**spec, "options": options}
 
     def fingerprint(self, spec: Json) -> str:
         return this_machine(tuning_spec(spec).device).id

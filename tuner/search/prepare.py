@@ -124,7 +124,7 @@ def prepare(
         hardware=hardware,
         on_event=on_event,
         warnings=_warnings(spec, model, hardware, step_model, workload),
-        server_command=_command(spec, config),
+        server_command=_command(spec, config, node),
         meter=meter,
     )
     _lay_groundwork(context, groundwork, cancel)
@@ -155,10 +155,10 @@ def _lay_groundwork(
     )
 
 
-def _command(spec: TuningSpec, config: EngineConfig) -> ServerCommand | None:
+def _command(spec: TuningSpec, config: EngineConfig, node: Node | None) -> ServerCommand | None:
     """What starts a server for each trial; None where another target is asked for."""
     is_started = spec.is_served and not spec.is_brought
-    return server_command(spec, config) if is_started else None
+    return server_command(spec, config, node) if is_started else None
 
 
 def _with_ladders(

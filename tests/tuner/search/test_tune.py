@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import pytest
 
 from engine.models.create import create_model
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.errors import PolicyInputError
 from policies.schedule import Schedule
+from tuner.search.feasibility import engine_config
+from tuner.search.served import server_command
 from tuner.search.trials import TrialRecord, TrialState
 from tuner.search.tune import TuningSpec, prepare, run_trial, tune
 from tuner.spec.errors import TunerError
@@ -186,3 +190,20 @@ def test_a_spec_checks_itself(spec: TuningSpec) -> None:
     with pytest.raises(TunerError, match="unknown key 'trails'"):
         TuningSpec.from_json(spec.to_json() | {"trails": 3})
     assert TuningSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_a_server_that_trials_start_computes_in_the_formats_that_they_are_guided_by(
+    spec: TuningSpec,
+) -> None:
+    asked = replace(
+        spec,
+        engine="vllm",
+        engine_command=f"{sys.executable} -m nothing",
+        backend="vllm,kv_cache_dtype=fp8",
+        dtype="fp8",
+    )
+    node = asked.node()
+    command = server_command(asked, engine_config(asked, node.model, node), node)
+    words = command.words(Settings(), port=8000)
+    told = dict(pairwise(words))
+    assert (told["--quantization"], told["--kv-cache-dtype"]) == ("fp8", "fp8")

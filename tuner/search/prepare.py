@@ -21,7 +21,7 @@ from tuner.launch.why_not import OWN, why_not
 from tuner.search.context import WHOLE_REQUESTS, OnEvent, TuningContext, TuningEvent
 from tuner.search.costs import Level, Meter
 from tuner.search.design import advised_ladders, design_settings, refined_settings
-from tuner.search.feasibility import check_memory, engine_config, refused_caps
+from tuner.search.feasibility import check_memory, check_room, engine_config, refused_caps
 from tuner.search.groundwork import find_groundwork, groundwork_key, put_groundwork
 from tuner.search.served import server_command
 from tuner.search.simulator import Simulator
@@ -199,6 +199,10 @@ def _check_plan(
             raise TunerError(reason)
         if node is None:  # what fits only its own start can tell
             return
+    if node is not None and not spec.probe_paced:
+        check_room(node, plan, workload)
+        return
+    # An engine is started with room for the largest caps that are tried.
     check_memory(config, model, plan, workload)
 
 
@@ -328,10 +332,8 @@ def _simulate_design(context: TuningContext, cancel: Cancellation) -> None:
     simulate_all(design_settings(space, timers))
     objective = context.spec.goal.objective
     simulate_all(refined_settings(space, context.sla, context.design, objective))
-    some = [
-        next(s for s in context.design if s.plan == plan)
-        for plan in space.plans[:: max(1, len(space.plans) // 8)]
-    ]
+    first = {settings.plan: settings for settings in reversed(context.design)}
+    some = [first[plan] for plan in space.plans[:: max(1, len(space.plans) // 8)] if plan in first]
     others = [at_rate(sample, factor) for factor in DESIGN_RATES]
     if len(sample) < len(context.trial_workload):
         others.append(head(context.trial_workload, WHOLE_REQUESTS))

@@ -192,6 +192,25 @@ def test_a_spec_checks_itself(spec: TuningSpec) -> None:
     assert TuningSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
+def test_a_plan_that_fits_under_smaller_caps_alone_is_searched_and_the_usual_ones_fail() -> None:
+    spec = TuningSpec(
+        model_dir="qwen2.5-72b",
+        num_devices=1,
+        workload="poisson:rate=1,input=256,output=8,requests=20",
+        sla="p95_ttft_ms<=5000",
+        trials=2,
+        hardware="1xh100",
+        dtype="fp8",
+    )
+    found = tune(spec).to_json()
+    assert found["trials"][0]["state"] == "failed"
+    assert "lower max_num_batched_tokens" in found["trials"][0]["reason"]
+    bands = Schedule.from_json(found["schedule"]).bands
+    tried = [found["recommendation"]["settings"], *(band.settings.to_json() for band in bands)]
+    for caps in (Caps(**settings["caps"]) for settings in tried):
+        assert spec.node().memory(ParallelPlan(), caps=caps, needed_kv_tokens=264).reason is None
+
+
 def test_a_server_that_trials_start_computes_in_the_formats_that_they_are_guided_by(
     spec: TuningSpec,
 ) -> None:

@@ -60,8 +60,13 @@ class Sender(NamedTuple):
     desired_version: int
 
 
-SENDERS = sa.select(*(ENGINES.c[name] for name in Sender._fields)).where(
-    ENGINES.c.id.in_(sa.bindparam("ids", expanding=True))
+# Held in the order of ids, as whoever holds several does: of two services that each keep a group of
+# beats, one waits before it has what the other needs. (SQLite has one writer.)
+SENDERS = (
+    sa.select(*(ENGINES.c[name] for name in Sender._fields))
+    .where(ENGINES.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(ENGINES.c.id)
+    .with_for_update(key_share=True)
 )
 
 
@@ -166,7 +171,7 @@ class EngineRepository:
         return self._session.connection().execute(WISHES).scalar() or ""
 
     def find_senders(self, engine_ids: Collection[str]) -> dict[str, Sender]:
-        """Those of these engines that there are."""
+        """Those of these engines that there are, held until the unit of work ends."""
         found = self._session.connection().execute(SENDERS, {"ids": list(engine_ids)})
         return {row[0]: Sender(*row) for row in found}
 
@@ -180,7 +185,6 @@ class EngineRepository:
             return
         now, connection = utc_now(), self._session.connection()
         connection.execute(ADD_BEATS, [{**beat, "received_at": now} for beat in beats])
-        # In order, so that two groups do not each wait for the other's engines.
         ids = sorted({beat["engine_id"] for beat in beats})
         connection.execute(STAMP, {"ids": ids, "now": now})
 

@@ -14,6 +14,15 @@ from typing import IO, Protocol
 
 import sqlalchemy as sa
 
+# How soon PostgreSQL notices that a holder's machine is gone without a word, as after a power cut:
+# by default it asks after two hours, and as long nobody else gets the lock. Seconds of silence,
+# seconds between questions, and how many go without an answer; not on a unix socket.
+KEEPALIVES = {
+    "tcp_keepalives_idle": 10,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 3,
+}
+
 
 class NamedLock(Protocol):
     """One holder's hold on a name. Used by one thread at a time."""
@@ -86,6 +95,8 @@ class AdvisoryLock:
         # Out of the pool, or the next user of the connection would hold the lock.
         connection.detach()
         try:
+            said = (sa.func.set_config(key, str(n), False) for key, n in KEEPALIVES.items())
+            connection.execute(sa.select(*said))
             query = sa.select(sa.func.pg_try_advisory_lock(self._key))
             is_taken = bool(connection.execute(query).scalar_one())
         except BaseException:

@@ -41,10 +41,10 @@ def missing_reason() -> str | None:
 
 
 class PostgresCluster:
-    """A running cluster reached over a unix socket; makes one database per caller."""
+    """A running cluster at a ``place``; makes one database per caller."""
 
-    def __init__(self, socket_dir: Path, start: list[str], stop: list[str]) -> None:
-        self._socket_dir = socket_dir
+    def __init__(self, place: str, start: list[str], stop: list[str]) -> None:
+        self._place = place
         self._start = start
         self._stop = stop
         self._admin = sa.create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT")
@@ -76,7 +76,7 @@ class PostgresCluster:
         self._admin.dispose()
 
     def _url(self, database: str) -> str:
-        return f"postgresql+psycopg://{SYSTEM_USER}@/{database}?host={self._socket_dir}"
+        return f"postgresql+psycopg://{SYSTEM_USER}@/{database}?host={self._place}"
 
 
 @contextmanager
@@ -104,8 +104,11 @@ def current_database(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @contextmanager
-def running_cluster(*, is_durable: bool = False) -> Iterator[PostgresCluster]:
-    """Start a cluster in a temporary folder, on a unix socket only, and stop it afterwards.
+def running_cluster(
+    *, is_durable: bool = False, port: int | None = None
+) -> Iterator[PostgresCluster]:
+    """Start a cluster in a temporary folder, on a unix socket only, and stop it afterwards; with
+    ``port`` on the loopback interface alone.
 
     Commits reach the disk only with ``is_durable``.
     """
@@ -117,14 +120,18 @@ def running_cluster(*, is_durable: bool = False) -> Iterator[PostgresCluster]:
     if os.getuid() == 0:
         shutil.chown(folder, SYSTEM_USER)
     pg_ctl = [str(binaries / "pg_ctl"), "-D", str(data), "-w"]
-    options = f"-c listen_addresses='' -k {folder} -c max_connections=60"
+    where = f"-c listen_addresses='' -k {folder}"
+    if port is not None:
+        where = f"-c listen_addresses=127.0.0.1 -p {port} -k ''"
+    options = f"{where} -c max_connections=60"
     options += "" if is_durable else " -c fsync=off"
     try:
         _run([str(binaries / "initdb"), "-D", str(data), "-U", SYSTEM_USER, "-A", "trust", "-N"])
         start = [*pg_ctl, "-o", options, "-l", str(folder / "log"), "start"]
         stop = [*pg_ctl, "-m", "immediate", "stop"]
         _run(start)
-        cluster = PostgresCluster(folder, start, stop)
+        place = f"{folder}" if port is None else f"127.0.0.1&port={port}"
+        cluster = PostgresCluster(place, start, stop)
         try:
             yield cluster
         finally:

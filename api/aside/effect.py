@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-from api.aside.step_times import by_step_model, on_node
+from api.aside.step_times import blocks_of, by_step_model, on_node
 from api.documents.policy import model_from_json
-from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.feasible import check_plan
+from engine.spec.inventory import Inventory
+from engine.spec.measurement import Measurement
 from engine.spec.settings import Settings
 from policies.load_history import LoadSlot
 from policies.sla import Sla
@@ -18,9 +18,9 @@ from tuner.described.parse import describe_node
 from tuner.spec.errors import TunerError
 from tuner.step_model.model import StepModel
 from tuner.workload.observed import draw_minutes, newest
+from tuner.workload.workload import Workload
 
 Json = dict[str, Any]
-MIB = 2**20
 NUM_DRAWS = 4
 MOST_REQUESTS = 1500
 
@@ -34,7 +34,12 @@ def effect(question: Json) -> Json:
     slots = newest([LoadSlot(**slot) for slot in question["slots"]], MOST_REQUESTS)
     lengths = [(int(given), int(wanted)) for given, wanted in question["lengths"]]
     draws = [draw_minutes(slots, seed, lengths=lengths) for seed in range(NUM_DRAWS)]
-    run_at, interval = _described(question) if "hardware" in question else _here(question)
+    run, interval = _described(question) if "hardware" in question else _here(question)
+
+    def run_at(settings: Settings, load: Workload, step_scale: float) -> Measurement:
+        # Steps may be known to take longer than the model says.
+        return run(settings, load, step_scale * question["step_scale"])
+
     try:
         found = replay(
             run_at,
@@ -66,21 +71,16 @@ def _here(question: Json) -> tuple[RunAt, float]:
     step_model = StepModel.from_json(question["cost_model"], where="cost model")
     model = model_from_json(question["model"])
 
+    inventory = Inventory.from_json(question["inventory"])
+
     def blocks(settings: Settings) -> int:
         check_plan(settings.plan, model)
-        config = EngineConfig(
-            model_dir=Path(question["model_dir"]),
-            settings=settings,
-            dtype=step_model.dtype,
-            block_size=question["block_size"],
-            kv_cache_bytes=question["kv_cache_mib"] * MIB,
-        )
-        return num_kv_blocks(config, model, settings.plan)
+        return blocks_of(inventory, settings.plan, model)
 
     run_at = by_step_model(
         step_model,
         model,
-        block_size=question["block_size"],
+        block_size=inventory.block_size,
         max_model_len=question["max_model_len"],
         num_kv_blocks=blocks,
     )

@@ -5,12 +5,10 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from api.aside.step_times import by_step_model, on_node
+from api.aside.step_times import blocks_of, by_step_model, on_node
 from api.documents.policy import model_from_json
-from engine.spec.inventory import Inventory, kv_bytes_of_rank
+from engine.spec.inventory import Inventory
 from engine.spec.measurement import Measurement
-from engine.spec.model import ModelConfig
-from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.attainment import meets
 from policies.paired_requests import paired_effect
@@ -27,7 +25,6 @@ from tuner.workload.workload import Arrival, Workload, WorkloadSource
 Json = dict[str, Any]
 # Requests of so many seconds fare alike.
 GROUP_S = 60.0
-DEFAULT_KV_BYTES = 256 * 2**20
 
 
 def replayed(question: Json) -> Json:
@@ -100,21 +97,5 @@ def _runner(question: Json) -> RunAt:
         StepModel.from_json(question["cost_model"], where="cost model"),
         model,
         block_size=inventory.block_size,
-        num_kv_blocks=lambda settings: _num_kv_blocks(inventory, settings.plan, model),
+        num_kv_blocks=lambda settings: blocks_of(inventory, settings.plan, model),
     )
-
-
-def _num_kv_blocks(inventory: Inventory, plan: ParallelPlan, model: ModelConfig) -> int:
-    """As many as the engine has, as far as it said."""
-    if inventory.num_kv_blocks is not None:
-        return inventory.num_kv_blocks
-    kv_bytes = kv_bytes_of_rank(
-        plan,
-        model,
-        inventory.dtype,
-        block_size=inventory.block_size,
-        usable_bytes=inventory.device_bytes,
-        kv_bytes=inventory.kv_bytes or DEFAULT_KV_BYTES,
-    )
-    per_token = model.kv_bytes_per_token(plan, inventory.dtype)
-    return kv_bytes // (per_token * inventory.block_size)

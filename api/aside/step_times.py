@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from engine.spec.inventory import Inventory, kv_bytes_of_rank
 from engine.spec.measurement import Measurement
 from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from tuner.comparison.replay import RunAt
 from tuner.described.node import Node
@@ -14,6 +16,8 @@ from tuner.spec.look_ahead import LookAhead
 from tuner.step_model.model import StepModel
 from tuner.step_model.timer import ScaledTimer
 from tuner.workload.workload import Workload
+
+DEFAULT_KV_BYTES = 256 * 2**20
 
 
 def on_node(node: Node) -> RunAt:
@@ -51,3 +55,19 @@ def by_step_model(
         return simulate(engine, settings, load).measurement
 
     return run_at
+
+
+def blocks_of(inventory: Inventory, plan: ParallelPlan, model: ModelConfig) -> int:
+    """As many as the engine has, as far as it said."""
+    if inventory.num_kv_blocks is not None:
+        return inventory.num_kv_blocks
+    kv_bytes = kv_bytes_of_rank(
+        plan,
+        model,
+        inventory.dtype,
+        block_size=inventory.block_size,
+        usable_bytes=inventory.device_bytes,
+        kv_bytes=inventory.kv_bytes or DEFAULT_KV_BYTES,
+    )
+    per_token = model.kv_bytes_per_token(plan, inventory.dtype)
+    return kv_bytes // (per_token * inventory.block_size)

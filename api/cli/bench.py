@@ -45,7 +45,10 @@ class Replayed(JudgedWorkload):
     """A workload whose prompts are drawn too, and sent to a server."""
 
     seed: Annotated[
-        int, typer.Option(min=0, max=MOST_SEED, help="Seed of arrivals and prompts.")
+        int,
+        typer.Option(
+            min=0, max=MOST_SEED, help="Seed of arrivals and lengths; prompts are new in each run."
+        ),
     ] = 0
     timeout_s: Annotated[
         float, typer.Option(help="A request without its last token by then is timed out.")
@@ -84,6 +87,7 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
     from policies.report import measurement_json, sla_json
     from tuner.load.driver import run_load
     from tuner.load.http_target import HttpTarget, get_served_model
+    from tuner.workload.prompts import unseen_seed
 
     constraints = replayed.read_bounds()
     output.check()
@@ -101,7 +105,7 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
         measurement = run_load(
             load,
             target,
-            seed=replayed.seed,
+            seed=unseen_seed(),
             timeout_s=replayed.timeout_s,
             vocab_size=replayed.vocab_size,
             on_progress=show,

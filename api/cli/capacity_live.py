@@ -61,6 +61,7 @@ class LiveServer:
         from tuner.capacity.live import LiveSearch
         from tuner.load.http_target import find_settings, get_served_model
         from tuner.search.evidence import measured_estimates
+        from tuner.workload.prompts import unseen_seed
 
         assert self.url is not None, "only with --url"
         served = get_served_model(self.url, api_key=self.access.key)
@@ -70,7 +71,7 @@ class LiveServer:
             search = LiveSearch(
                 workload=workload,
                 sla=sla,
-                drive=self._drive(name, seed),
+                drive=self._drive(name, unseen_seed()),
                 estimates=lambda run, draw: measured_estimates(run, sla, seed=draw),
                 seconds=self.seconds,
                 on_probe=lambda probe: say(_told(probe, workload)),

@@ -272,13 +272,13 @@ def _run(job: _Job) -> tuple[TuningReport, bool]:
                 found = search(
                     context,
                     job.trials,
-                    is_cancelled=is_stopped,
+                    is_cancelled=lambda: is_stopped() or keeper.is_cancelled(),
                     spent_device_s=job.spent_device_s,
                 )
             except Exception as error:
                 keeper.fail(str(error))
                 raise
-            is_interrupted = is_stopped()
+            is_interrupted = is_stopped() or keeper.is_cancelled()
             if is_interrupted:
                 found = _as_interrupted(found)
             keeper.end(found, is_interrupted=is_interrupted)

@@ -22,6 +22,7 @@ from api.documents.rollout import (
     limits_from_json,
     tally,
 )
+from api.documents.tuning_spec import field_of
 from api.services import effects, policies, rollout_moves
 from api.web.context import AppContext
 from engine.spec.errors import EngineError
@@ -223,8 +224,8 @@ def _question(
         "model": engine.model,
         "inventory": policies.inventory_of(engine).to_json(),
         "hardware": replay.get("hardware"),
-        "dtype": tuned_for.get("dtype"),
-        "backend": tuned_for.get("backend"),
+        "dtype": field_of(tuned_for, "dtype"),
+        "backend": field_of(tuned_for, "backend"),
         "cost_model": None
         if cost_model_id is None
         else uow.cost_models.get(cost_model_id).document,

@@ -34,7 +34,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def script(self) -> str:
         """What to paste into a shell: what to mind as comments, the file it reads, the command."""
-        lines = [f"# {text}" for text in (self.versions, self.note) if text]
+        told = (self.versions, self.note)
+        lines = [f"# {' '.join(text.split())}" for text in told if text]  # a name may end lines
         if self.config is not None and self.config.is_needed:
             text = self.config.text.rstrip("\n")
             lines += [f"cat > {self.config.name} <<'{HEREDOC_END}'", text, HEREDOC_END]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from api.schemas.base import Json
 from tuner.search.spec import TuningSpec
 
@@ -29,6 +31,12 @@ def tuning_spec(job: Json) -> TuningSpec:
     shared = {name: job[name] for name in SHARED}
     backend = job.get("backend") or EARLIER_BACKEND
     return TuningSpec.from_json({**shared, "backend": backend, **job["options"]})
+
+
+def field_of(job: Json, name: str) -> Any:
+    """One field of a job's specification, wherever it stands; as by default where it does not."""
+    options = job.get("options") or {}
+    return options.get(name, job.get(name, TuningSpec.__dataclass_fields__[name].default))
 
 
 def job_document(spec: TuningSpec) -> Json:

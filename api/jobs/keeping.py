@@ -10,9 +10,6 @@ from store import UnitOfWork
 from store.models import JobState, TuningJob
 from store.models.base import Json
 
-# Jobs of this maker run in a command's own process; the worker leaves them alone.
-COMMAND_LINE = "command line"
-
 
 def keep_trial(uow: UnitOfWork, job_id: str, record: Json) -> None:
     """Keep a finished trial and tell the job's followers.
@@ -61,9 +58,3 @@ def close(uow: UnitOfWork, job: TuningJob, verdict: Verdict, *, notes: Sequence[
         warnings=warnings,
     )
     move(uow, job, JobState.SUCCEEDED, verdict.reason, recommendation_id=row.id)
-
-
-def close_cancelled(uow: UnitOfWork, job: TuningJob) -> None:
-    """End a job that was cancelled; its finished trials stay."""
-    done = uow.trials.count(job.id)
-    move(uow, job, JobState.CANCELLED, f"cancelled; {done} of {job.num_trials} trials kept")

@@ -6,20 +6,14 @@ a crash or a power cut. The service shows it and does not run it.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from api.documents.tuning_spec import job_document, tuning_spec
-from api.jobs.keeping import (
-    COMMAND_LINE,
-    close,
-    close_cancelled,
-    keep_cost_model,
-    keep_groundwork,
-    keep_trial,
-)
+from api.jobs.keeping import close, keep_cost_model, keep_groundwork, keep_trial
 from api.jobs.tuner_backend import groundwork_of, plain, verdict_of
-from api.services.job_moves import move
+from api.services.job_moves import COMMAND_LINE, close_cancelled, move
 from store import ConflictError, Database, NotFoundError
 from store.models import JobState
 from tuner.search.context import TuningContext
@@ -28,8 +22,11 @@ from tuner.search.spec import TuningSpec
 from tuner.search.trials import TrialRecord
 
 LAST = "last"
-# A job that a crash left behind still counts as running.
-RESUMABLE = (JobState.RUNNING, JobState.CANCELLED, JobState.FAILED)
+# A job that a crash left behind still counts as running, or as cancelling, where an earlier version
+# was asked to cancel it.
+RESUMABLE = (JobState.RUNNING, JobState.CANCELLING, JobState.CANCELLED, JobState.FAILED)
+# So often a command looks whether its job was cancelled elsewhere.
+LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +78,8 @@ class Keeper:
         self.job_id = job_id
         self.recommendation_id: str | None = None
         self._context: TuningContext | None = None
+        self._is_cancelled = False
+        self._next_look_s = 0.0
 
     def begin(self, context: TuningContext) -> None:
         """Add the job, or go on with it; what its trials rest on is kept with each of them."""
@@ -100,6 +99,17 @@ class Keeper:
             if cost_model is not None and job.cost_model_id is None:
                 keep_cost_model(uow, job, plain(cost_model.to_json()), by=COMMAND_LINE)
             move(uow, job, JobState.RUNNING, "run by gearshift tune")
+
+    def is_cancelled(self) -> bool:
+        """Whether somebody else ended the job meanwhile, as by the dashboard."""
+        if self._database is None or self.job_id is None or self._is_cancelled:
+            return self._is_cancelled
+        if time.monotonic() >= self._next_look_s:
+            self._next_look_s = time.monotonic() + LOOK_EVERY_S
+            with self._database.read() as uow:
+                job = uow.jobs.find(self.job_id)
+            self._is_cancelled = job is None or job.state is not JobState.RUNNING
+        return self._is_cancelled
 
     def keep(self, trial: dict[str, Any]) -> None:
         """Keep a trial record."""
@@ -123,7 +133,8 @@ class Keeper:
         with self._database.begin() as uow:
             job = uow.jobs.get(self.job_id, for_update=True)
             if is_interrupted:
-                close_cancelled(uow, job)
+                if not job.state.is_final:  # or whoever cancelled it has closed it
+                    close_cancelled(uow, job)
             else:
                 close(uow, job, verdict_of(report))
                 found = uow.recommendations.find_for_job(job.id)

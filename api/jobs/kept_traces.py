@@ -38,7 +38,8 @@ class KeptTraces:
         with self._database.read() as uow:
             row = uow.workloads.get(named.workload_id)
             path = self._folder / row.id
-            if not path.exists():
+            # One of another length was cut by a crash of the machine.
+            if not path.exists() or path.stat().st_size != row.num_bytes:
                 # Whole or not at all: a worker may be killed here.
                 with NamedTemporaryFile(dir=self._folder, prefix=PART, delete=False) as file:
                     for piece in uow.workloads.read(row.id):

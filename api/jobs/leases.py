@@ -25,6 +25,8 @@ class DeviceLeases:
     def __init__(self, database: Database, settings: ServiceSettings) -> None:
         self._database = database
         self._settings = settings
+        # Looked up once: while a job runs, this process sees no devices but that job's.
+        self._num_devices = num_devices(settings)
         self._held: dict[str, tuple[int, ...]] = {}
         self._leased_s: dict[str, float] = {}
 
@@ -39,7 +41,7 @@ class DeviceLeases:
             JobStoppedError: the job was cancelled meanwhile.
             JobInputError: too few were free within the waiting time.
         """
-        size = num_devices(self._settings)
+        size = self._num_devices
         wanted = min(needed, size)
         if not wanted:
             raise JobInputError("this machine has no devices (GEARSHIFT_DEVICES=0)")

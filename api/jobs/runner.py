@@ -18,14 +18,13 @@ from api.jobs.backend import (
 )
 from api.jobs.keeping import (
     close,
-    close_cancelled,
     keep_cost_model,
     keep_groundwork,
     keep_trial,
 )
 from api.jobs.leases import DeviceLeases
 from api.schemas.tuning import OnBusy
-from api.services.job_moves import move
+from api.services.job_moves import close_cancelled, move
 from store import ConflictError, Database, UnitOfWork
 from store.models import JobState, TuningJob
 from store.outage import Patience, is_outage
@@ -185,9 +184,10 @@ class JobRunner:
         devices = self._devices(job)
         if job_id in self._prepared:
             return self._prepared[job_id]
-        cost_model = self._cost_model(job)
         with self._database.read() as uow:
+            job = uow.jobs.get(job_id)  # by now it may have a cost model
             groundwork = uow.groundworks.find(job_id)
+        cost_model = self._cost_model(job)
         prepared = self._backend.prepare(
             self._backend.without_devices(job.spec) if job_id in self._waived else job.spec,
             cost_model=cost_model,
@@ -196,10 +196,11 @@ class JobRunner:
             on_event=self._on_event(job_id),
             is_cancelled=self._is_cancelled(job_id),
         )
-        if cost_model is None and prepared.cost_model is not None:
-            self._keep_cost_model(job_id, prepared.cost_model)
-        if (groundwork := prepared.new_groundwork()) is not None:
-            self._keep_groundwork(job_id, groundwork)
+        # It may have taken minutes: an outage here must not make it anew.
+        if cost_model is None and (measured := prepared.cost_model) is not None:
+            self._patience.run(lambda: self._keep_cost_model(job_id, measured))
+        if (found := prepared.new_groundwork()) is not None:
+            self._patience.run(lambda: self._keep_groundwork(job_id, found))
         self._prepared[job_id] = prepared
         return prepared
 
@@ -218,19 +219,29 @@ class JobRunner:
         )
         if devices is None:
             self._waived.add(job.id)
+            self._patience.run(lambda: self._take_newest_model(job.id))
             self._on_event(job.id)("simulating", {"message": SIMULATED_NOTE})
             return ()
         return devices
 
     def _cost_model(self, job: TuningJob, *, or_newest: bool = False) -> Json | None:
-        """The job's cost model; a job without devices takes the newest of this hardware."""
+        """The job's cost model, or the newest of this hardware that it may take."""
         with self._database.read() as uow:
             if job.cost_model_id is not None:
                 return uow.cost_models.get(job.cost_model_id).document
-            if not or_newest and job.id not in self._waived:
+            if not or_newest:
                 return None
             newest = uow.cost_models.find_newest(self._backend.fingerprint(job.spec))
             return None if newest is None else newest.document
+
+    def _take_newest_model(self, job_id: str) -> None:
+        """A job without devices has the newest cost model from now on, also after a restart; and
+        whoever reads its answer knows by which."""
+        with self._database.begin() as uow:
+            job = uow.jobs.get(job_id, for_update=True)
+            if job.cost_model_id is None:
+                newest = uow.cost_models.find_newest(self._backend.fingerprint(job.spec))
+                job.cost_model_id = None if newest is None else newest.id
 
     def _keep_trial(self, job_id: str, record: Json, groundwork: Json | None) -> None:
         with self._database.begin() as uow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,6 +28,7 @@ from tuner.spec.errors import CancelledError, TunerError
 from tuner.spec.machine import this_machine
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+_VISIBLE = threading.Lock()
 # The runner tells of finished trials itself, in the transaction that keeps them.
 OWN_EVENTS = ("trial",)
 # About 10,000 settings; a larger groundwork is worked out again after a restart.
@@ -45,7 +47,11 @@ class TunerBackend:
         return wanted.num_devices if wanted.is_local and wanted.is_live else 0
 
     def without_devices(self, spec: Json) -> Json:
-        return {**spec, "options": {**spec["options"], "is_live": False}}
+        options = {**spec["options"], "is_live": False}
+        if (retune := spec.get("retune")) is not None:
+            # Steps drifted from the model that is at hand, and are not measured anew.
+            options["step_scale"] = retune.get("step_scale", 1.0)
+        return {**spec, "options": options}
 
     def fingerprint(self, spec: Json) -> str:
         return this_machine(tuning_spec(spec).device).id
@@ -68,17 +74,16 @@ class TunerBackend:
 
         with _input_errors():
             wanted = self._confined(tuning_spec(spec))
-            if devices and wanted.device.startswith("cuda"):
-                # Ranks count visible devices from 0, and inherit this when they are started.
-                os.environ[VISIBLE_DEVICES] = ",".join(map(str, devices))
-            context = tune.prepare(
-                wanted,
-                cost_model=cost_model,
-                groundwork=groundwork,
-                on_event=relay,
-                is_cancelled=is_cancelled,
-            )
-        return TunerJob(context)
+            own = devices if wanted.device.startswith("cuda") else ()
+            with only_visible(own):
+                context = tune.prepare(
+                    wanted,
+                    cost_model=cost_model,
+                    groundwork=groundwork,
+                    on_event=relay,
+                    is_cancelled=is_cancelled,
+                )
+        return TunerJob(context, own)
 
     def _confined(self, spec: TuningSpec) -> TuningSpec:
         brought = self._traces.bring(spec)
@@ -88,10 +93,11 @@ class TunerBackend:
 
 
 class TunerJob:
-    """A prepared tuning context."""
+    """A prepared tuning context, and the CUDA devices that it may use."""
 
-    def __init__(self, context: tune.TuningContext) -> None:
+    def __init__(self, context: tune.TuningContext, devices: Sequence[int] = ()) -> None:
         self._context = context
+        self._devices = devices
 
     @property
     def cost_model(self) -> Json | None:
@@ -102,7 +108,7 @@ class TunerJob:
         return groundwork_of(self._context)
 
     def run_trial(self, number: int, done: Sequence[Json], is_cancelled: IsCancelled) -> Json:
-        with _input_errors():
+        with _input_errors(), only_visible(self._devices):
             records = [tune.TrialRecord.from_json(record) for record in done]
             trial = tune.run_trial(self._context, number, records, is_cancelled=is_cancelled)
         return plain(trial.to_json())
@@ -110,7 +116,7 @@ class TunerJob:
     def recommend(
         self, trials: Sequence[Json], is_cancelled: IsCancelled, spent_device_s: float
     ) -> Verdict:
-        with _input_errors():
+        with _input_errors(), only_visible(self._devices):
             records = [tune.TrialRecord.from_json(record) for record in trials]
             report = tune.recommend(
                 self._context, records, is_cancelled=is_cancelled, spent_device_s=spent_device_s
@@ -148,6 +154,31 @@ def plain(document: Json) -> Json:
     """The document as it reads back from JSON: no enums, no tuples."""
     read: Json = json.loads(json.dumps(document))
     return read
+
+
+@contextmanager
+def only_visible(devices: Sequence[int]) -> Iterator[None]:
+    """Ranks that are started meanwhile see ``devices`` only, which they count from 0.
+
+    The numbers are those of this process: where it sees a part of the machine's devices itself, of
+    that part. They inherit it by the environment, which all jobs of this process share, so jobs
+    with devices take turns; without ``devices`` nothing changes and nobody waits.
+    """
+    if not devices:
+        yield
+        return
+    with _VISIBLE:
+        before = os.environ.get(VISIBLE_DEVICES)
+        every = [] if before is None else before.split(",")
+        named = [every[d].strip() if d < len(every) else str(d) for d in devices]
+        os.environ[VISIBLE_DEVICES] = ",".join(named)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[VISIBLE_DEVICES]
+            else:
+                os.environ[VISIBLE_DEVICES] = before
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from collections.abc import Callable, Container, Iterable
 import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
-from api.jobs.keeping import COMMAND_LINE
 from api.jobs.runner import JobRunner, JobStep
+from api.services.job_moves import COMMAND_LINE
 from api.web.settings import ServiceSettings
 from store import Database
 from store.models import TuningJob

@@ -12,7 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from api.aside.process import AsideError, AsideLimits
 from api.documents.control_state import lengths_of, load_slots, slot_of
 from api.documents.policy import settings_in
+from api.documents.tuning_spec import field_of
 from api.schemas.serving import ChangeSet
+from api.services import policies
 from api.web.aside import Aside
 from api.web.errors import ApiError
 from engine.spec.settings import Settings
@@ -66,6 +68,7 @@ def _question(database: Database, engine_id: str, wanted: Wanted) -> Json | str:
         return {
             **steps,
             "model": engine.model,
+            "inventory": policies.inventory_of(engine).to_json(),
             "current": current.to_json(),
             "candidate": candidate.to_json(),
             "sla": engine.sla,
@@ -82,10 +85,10 @@ def _steps(uow: UnitOfWork, engine: EngineRow) -> Json | str:
     spec = job_spec(uow, engine)
     if spec is None:
         return "its step times are not known: the job that tuned it is gone"
-    names = ("model_dir", "dtype", "backend", "block_size", "kv_cache_mib", "max_model_len")
-    known = {name: spec.get(name) for name in names}
-    if spec["hardware"] != LOCAL:
-        return {**known, "hardware": spec["hardware"]}
+    names = ("model_dir", "dtype", "backend", "max_model_len", "step_scale")
+    known = {name: field_of(spec, name) for name in names}
+    if (hardware := field_of(spec, "hardware")) != LOCAL:
+        return {**known, "hardware": hardware}
     if recommendation.cost_model_id is None:
         return "its step times are not known: it was tuned without a cost model"
     cost_model = uow.cost_models.get(recommendation.cost_model_id)

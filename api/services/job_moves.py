@@ -6,6 +6,9 @@ from store import UnitOfWork
 from store.models import JobState, TuningJob
 from store.models.base import utc_now
 
+# Jobs of this maker run in a command's own process; the worker leaves them alone.
+COMMAND_LINE = "command line"
+
 
 def move(uow: UnitOfWork, job: TuningJob, state: JobState, reason: str, **data: object) -> None:
     """Put a job in another state, stamp its times and tell its followers."""
@@ -15,3 +18,9 @@ def move(uow: UnitOfWork, job: TuningJob, state: JobState, reason: str, **data: 
     if state.is_final:
         job.finished_at = utc_now()
     uow.jobs.append_event(job.id, "state", {"state": state, "reason": reason, **data})
+
+
+def close_cancelled(uow: UnitOfWork, job: TuningJob) -> None:
+    """End a job that was cancelled; its finished trials stay."""
+    done = uow.trials.count(job.id)
+    move(uow, job, JobState.CANCELLED, f"cancelled; {done} of {job.num_trials} trials kept")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from api.schemas.tuning import TuningJobCreate, TuningJobView
 from api.services.audit import record
 from api.services.job_checks import check_job, job_spec, use_upload
-from api.services.job_moves import move
+from api.services.job_moves import COMMAND_LINE, close_cancelled, move
 from api.web.auth import Caller
 from api.web.settings import ServiceSettings
 from store import ConflictError, UnitOfWork
@@ -69,13 +69,16 @@ def views(uow: UnitOfWork, jobs: Sequence[TuningJob]) -> list[TuningJobView]:
 def cancel(uow: UnitOfWork, job_id: str, *, caller: Caller) -> TuningJob:
     """Ask a job to stop; trials that are finished stay.
 
-    A job that has not begun is cancelled at once; cancelling twice is the same as once.
+    A job that has not begun is cancelled at once, and so is one that a command runs: it looks for
+    that, where it still lives. Cancelling twice is the same as once.
 
     Raises:
         ConflictError: the job is finished.
     """
     job = uow.jobs.get(job_id, for_update=True)
     match job.state:
+        case JobState.RUNNING | JobState.CANCELLING if job.created_by == COMMAND_LINE:
+            close_cancelled(uow, job)
         case JobState.CANCELLING | JobState.CANCELLED:
             return job
         case JobState.QUEUED:

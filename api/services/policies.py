@@ -30,6 +30,9 @@ from store import ConflictError, UnitOfWork
 from store.models import AckState, EngineRow, PolicyVersion
 from store.models.base import Json, utc_now
 
+# What goes in force with a version before any recommendation was applied.
+NO_CONTROL: Json = {"recommendation_id": None, "schedule": None, "capacity_table": None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Authorship:
@@ -203,7 +206,8 @@ def _add(
 def rollback(
     uow: UnitOfWork, engine_id: str, version: int | None, *, caller: Caller, reason: str
 ) -> ChangeSet:
-    """Write an earlier version's document as a new version.
+    """Write an earlier version as a new one: its document, and what went in force with it. The
+    schedule of a later recommendation would move the settings away again.
 
     Raises:
         ConflictError: no version was applied before the current one.
@@ -214,8 +218,10 @@ def rollback(
     by = Authorship(
         caller=caller, origin="rollback", reason=f"{reason} (to version {target.version})"
     )
-    before = PolicyDocument.from_json(current(uow, engine).document)
-    return write(uow, engine, before, PolicyDocument.from_json(target.document), by)
+    newest = current(uow, engine)
+    before, after = (PolicyDocument.from_json(row.document) for row in (newest, target))
+    control = target.control or (None if newest.control is None else NO_CONTROL)
+    return write(uow, engine, before, after, by, control=control)
 
 
 def acknowledge(

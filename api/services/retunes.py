@@ -8,10 +8,11 @@ from api.services.audit import record
 from api.services.recent_load import as_upload, recent_workload
 from api.services.workloads import keep
 from api.web.auth import Caller
+from engine.spec.measurement import Fidelity
 from store import ConflictError, UnitOfWork
 from store.models import EngineRow, JobState, TuningJob
 from store.models.base import Json
-from tuner.search.spec import LOCAL
+from tuner.search.spec import LEAST_STEP_SCALE, LOCAL, MOST_STEP_SCALE
 
 # A job that nobody asked for does not search longer than this.
 MOST_TRIALS = 20
@@ -52,7 +53,8 @@ def request(
     try:
         with uow.part():
             kept = keep(uow, as_upload(workload, f"load of {engine.name}"), caller=caller)
-            spec = _spec(origin.spec, engine, workload_id=kept.id, ratio=ratio)
+            scale = _step_scale(origin.spec, recommendation.document, ratio)
+            spec = _spec(origin.spec, engine, workload_id=kept.id, ratio=ratio, scale=scale)
             job = uow.jobs.add(
                 spec=spec,
                 num_trials=spec["trials"],
@@ -81,17 +83,29 @@ def find_offer(uow: UnitOfWork, engine: EngineRow) -> str | None:
     return None if found is None else found.id
 
 
-def _spec(origin: Json, engine: EngineRow, *, workload_id: str, ratio: float) -> Json:
+def _step_scale(origin: Json, recommended: Json, ratio: float) -> float:
+    """How many times as long steps take as the cost model says: ``ratio`` of what was foreseen, and
+    what was foreseen may have been longer than it says already."""
+    foreseen: float = 1.0
+    if origin.get("hardware", LOCAL) != LOCAL:
+        foreseen = (origin.get("options") or {}).get("step_scale", 1.0)
+    elif recommended.get("fidelity") == Fidelity.SIMULATED:
+        foreseen = (origin.get("retune") or {}).get("step_scale", 1.0)
+    return min(max(round(ratio * foreseen, 4), LEAST_STEP_SCALE), MOST_STEP_SCALE)
+
+
+def _spec(origin: Json, engine: EngineRow, *, workload_id: str, ratio: float, scale: float) -> Json:
     """The job that led to the recommendation, for the load and the steps of now.
 
     On described hardware steps are simulated as long as they were seen. A job on this machine
-    measures its steps anew.
+    measures its steps anew; where no device is free for that, its backend takes what ``retune``
+    says.
     """
     own = ("workload", "sla", "trials", "step_scale")
     given = origin.get("options") or {}
     options = {name: value for name, value in given.items() if name not in own}
     if origin.get("hardware", LOCAL) != LOCAL:
-        options["step_scale"] = round(ratio * given.get("step_scale", 1.0), 4)
+        options["step_scale"] = scale
     return {
         **origin,
         "workload": workload_id,
@@ -103,5 +117,6 @@ def _spec(origin: Json, engine: EngineRow, *, workload_id: str, ratio: float) ->
             "engine_id": engine.id,
             "recommendation_id": engine.recommendation_id,
             "step_ratio": ratio,
+            "step_scale": scale,
         },
     }

@@ -21,8 +21,6 @@ from store.models.base import Json, utc_now
 
 ACTOR = "rollout"
 REASON_LENGTH = 500
-# What goes in force with a version before any recommendation was applied.
-NO_CONTROL: Json = {"recommendation_id": None, "schedule": None, "capacity_table": None}
 
 
 def move(
@@ -121,7 +119,7 @@ def end(
             stamped(_control(uow, rollout), rollout),
             origin="rollback",
             reason=f"{code}: {reason} (to version {rollout.control_version})",
-            control=version.control or NO_CONTROL,
+            control=version.control or policies.NO_CONTROL,
         )
     move(uow, rollout, state, code, reason, caller=caller)
 

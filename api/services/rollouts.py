@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from api.documents.policy import PolicyDocument
 from api.documents.rollout import canary_from_json, limits_from_json, limits_to_json
+from api.documents.tuning_spec import field_of
 from api.schemas.rollouts import (
     CanaryView,
     EffectView,
@@ -238,7 +239,7 @@ def _replay(uow: UnitOfWork, engine: EngineRow, asked: ReplayIn) -> Json | None:
     cost_model_id, hardware = asked.cost_model_id, None
     if cost_model_id is None and engine.recommendation_id is not None:
         cost_model_id = uow.recommendations.get(engine.recommendation_id).cost_model_id
-        hardware = (effects.job_spec(uow, engine) or {}).get("hardware")
+        hardware = field_of(effects.job_spec(uow, engine) or {}, "hardware")
     if cost_model_id is not None:
         return {"cost_model_id": uow.cost_models.get(cost_model_id).id}
     if hardware not in (None, "local"):

@@ -322,4 +322,10 @@ def num_devices(settings: ServiceSettings) -> int:
         return settings.devices
     from tuner.spec.inventory import list_devices
 
-    return len(list_devices()) or os.cpu_count() or 1
+    return num_visible(len(list_devices())) or os.cpu_count() or 1
+
+
+def num_visible(count: int) -> int:
+    """Of so many CUDA devices those that whoever started this process lets it see."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return count if shown is None else min(count, len([name for name in shown.split(",") if name]))

@@ -24,6 +24,7 @@ def measure(
     target: TuningTarget,
     wanted: Settings,
     *,
+    seed: int = 0,
     is_stopped: bool = False,
     on_ended: Callable[[RequestTiming], None] = lambda _: None,
 ) -> Measurement:
@@ -31,7 +32,7 @@ def measure(
     return target.measure(
         wanted,
         parse_workload("poisson:rate=200,requests=12,input=8,output=4", seed=0),
-        seed=0,
+        seed=seed,
         timeout_s=30.0,
         fidelity=Fidelity.PROBED,
         on_ended=on_ended,

@@ -5,8 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from store import Database
-from tests.api.live import wait_until
+from store.locks import KEEPALIVES, AdvisoryLock
+from tests.api.live import free_port, wait_until
+from tests.postgres import missing_reason, running_cluster
 
 HOLD = """
 import sys, time
@@ -48,3 +52,21 @@ def test_the_lock_of_a_killed_process_is_free(database: Database) -> None:
         holder.communicate(timeout=60)
     wait_until(lock.try_take)
     lock.release()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing_reason() is not None, reason=str(missing_reason()))
+def test_the_lock_of_a_machine_that_lost_its_power_is_free_within_a_minute() -> None:
+    """It says nothing any more: PostgreSQL has to ask whether it is there."""
+    with running_cluster(port=free_port()) as cluster:
+        database = Database(cluster.create_database())
+        lock = database.lock("loop")
+        assert isinstance(lock, AdvisoryLock)
+        assert lock.try_take()
+        held = lock._connection
+        assert held is not None
+        told = (held.exec_driver_sql(f"SHOW {name}").scalar_one() for name in KEEPALIVES)
+        silent_s, between_s, count = (int(str(value).removesuffix("s")) for value in told)
+        assert 0 < silent_s + between_s * count < 60
+        lock.release()
+        database.close()

@@ -4,7 +4,8 @@ A finder that bisects on single noisy runs stops wherever one of them was lucky.
 one draw only finds the neighbourhood. There every draw is probed at the same rates (the same draws
 at every rate, so that differences are paired), P(SLA met) is fitted as a falling function of the
 rate (isotonic regression), and the load is where the fit crosses the least P of the verdict rule.
-Draws are then drawn anew, with replacement, for the interval.
+Where the first draw was so lucky, or so unlucky, that it crosses elsewhere, all draws are probed
+there, too. Draws are then drawn anew, with replacement, for the interval.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -25,6 +27,8 @@ from tuner.workload.workload import FloatArray, Workload
 
 # Rates around the crossing of the first draw at which all draws are probed.
 GRID = (0.8, 0.88, 0.94, 1.0, 1.06, 1.12, 1.2)
+# Two rates between which P is drawn as a line are no farther apart.
+WIDEST_GAP = 1.25
 NUM_DRAWS = 5
 NUM_BOOTSTRAPS = 400
 # Bisection ends within this ratio of two rates.
@@ -107,11 +111,19 @@ def find_capacity(
     if good is None or bad is None:
         return _open_ended(good, tuple(seen.values()), asked)
     expected = len(seen) + afterwards - 1  # the first draw has been at the middle of the grid
-    for step in GRID:
-        for draw in range(num_draws):
-            look(good * step, draw)
-    found = _crossing(_table(seen, num_draws))
-    low, high = _interval(_table(seen, num_draws))
+    factors = [good * step for step in GRID]
+    while factors:
+        for factor, draw in product(factors, range(num_draws)):
+            look(factor, draw)
+        factors = _beyond(_table(seen, num_draws), asked.workload)
+        expected += len(factors) * num_draws
+    table = _table(seen, num_draws)
+    if _fitted(table)[0] < MIN_CHANCE:
+        return _open_ended(None, tuple(seen.values()), asked)
+    if _fitted(table)[-1] >= MIN_CHANCE:
+        return _open_ended(max(table), tuple(seen.values()), asked)
+    found = _crossing(table)
+    low, high = _interval(table)
     above = [look(found * CLIFF_LOAD, draw) for draw in range(num_draws)]
     at = [look(found, draw) for draw in range(num_draws)]
     return Capacity(
@@ -236,6 +248,29 @@ def _table(seen: dict[tuple[float, int], Probe], num_draws: int) -> dict[float, 
     for factor, draw in sorted(seen):
         by_factor[factor].append(seen[factor, draw].chance)
     return {f: chances for f, chances in by_factor.items() if len(chances) == num_draws}
+
+
+def _beyond(table: dict[float, list[float]], workload: Workload) -> list[float]:
+    """The next factor to probe where the fit crosses below or above all of ``table``, or in a gap
+    of it; none where it crosses between two neighbours, or nothing further is looked at."""
+    fitted, factors = _fitted(table), list(table)
+    if fitted[0] < MIN_CHANCE:
+        wanted = limits_of(workload)[0]
+    elif fitted[-1] >= MIN_CHANCE:
+        one_more = 0.0 if workload.closed is None else 1 / workload.closed.concurrency
+        wanted = max(factors[-1] * GRID[-1], factors[-1] + one_more)
+    else:
+        above = int(np.flatnonzero(fitted >= MIN_CHANCE)[-1])
+        good, bad = factors[above : above + 2]
+        if bad / good <= WIDEST_GAP:
+            return []
+        wanted = math.sqrt(good * bad)
+    wanted = reachable(workload, wanted)
+    return [] if wanted in table else [wanted]
+
+
+def _fitted(table: dict[float, list[float]]) -> FloatArray:
+    return fit_falling(np.array(list(table)), np.array([np.mean(row) for row in table.values()]))
 
 
 def _crossing(table: dict[float, list[float]], draws: Sequence[int] | None = None) -> float:

@@ -26,7 +26,8 @@ from tuner.simulation.simulate import (
 from tuner.simulation.steering import Steering
 from tuner.spec.errors import TunerError
 from tuner.step_model.timer import FastestTimer, ScaledTimer, StepScale
-from tuner.workload.workload import Workload
+from tuner.workload.beginnings import own_tokens
+from tuner.workload.workload import IntArray, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +144,15 @@ class Node:
             raise TunerError(f"plan {plan} on {self.hardware.device.name}: {estimate.reason}")
         return estimate.kv_tokens // self.block_size
 
+    def finds_beginnings(self, workload: Workload) -> bool:
+        """Whether beginnings that prompts share are found in a prefix cache."""
+        return self.backend.prefix_cache and workload.shares_beginnings
+
+    def computed_tokens(self, workload: Workload) -> IntArray:
+        """What is computed of each prompt at least, i64[requests]."""
+        is_found = self.finds_beginnings(workload)
+        return own_tokens(workload) if is_found else workload.input_tokens
+
     def simulate(
         self,
         settings: Settings,
@@ -169,7 +179,7 @@ class Node:
             PlanError, PolicyError, TunerError: as :meth:`timer` and :meth:`num_kv_blocks`.
         """
         widest = envelope or settings.caps
-        keeps = self.backend.prefix_cache if keeps_prefixes is None else keeps_prefixes
+        keeps = self.finds_beginnings(workload) if keeps_prefixes is None else keeps_prefixes
         engine = SimulatedEngine(
             model=self.model,
             ranks_of=lambda plan: Ranks(

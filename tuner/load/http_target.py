@@ -24,6 +24,7 @@ from engine.spec.settings import Settings
 from tuner.load.targets import Ending, OnDone, OnToken, spread_stamps
 from tuner.load.urls import full_url, is_secure, key_headers
 from tuner.spec.errors import LoadError
+from tuner.workload.bounds import MAX_LENGTH_TOKENS
 
 CONNECT_TIMEOUT_S = 10.0
 # A connection that rested for longer is not used again: most servers close theirs after five
@@ -161,8 +162,10 @@ class _Received:
 
     @property
     def has_wrong_usage(self) -> bool:
-        """Whether the server says that there were no tokens, while some came."""
-        return self.usage_tokens == 0 and sum(self.counts) > 0
+        """Whether the server tells a number of tokens that cannot be: none, while some came, fewer,
+        or more than any answer has."""
+        told, seen = self.usage_tokens, sum(self.counts)
+        return told is not None and seen > 0 and not 0 < told <= MAX_LENGTH_TOKENS
 
     def stamps(self) -> Iterator[float]:
         """One stamp per token: a read's gap is divided among its tokens."""
@@ -187,8 +190,8 @@ class HttpTarget:
     """Streams completions of token-id prompts; one thread runs all connections.
 
     Stamps are the times at which bytes arrive here. ``num_wrong_usages`` counts the answers whose
-    usage says 0 tokens while some came; those that came are taken for the truth. Use as a context
-    manager or call :meth:`close`. Implements ``tuner.load.targets.LoadTarget``.
+    usage cannot be, as 0 tokens while some came; those that came are taken for the truth. Use as a
+    context manager or call :meth:`close`. Implements ``tuner.load.targets.LoadTarget``.
     """
 
     def __init__(self, url: str, model: str, *, api_key: str | None = None) -> None:
@@ -297,7 +300,7 @@ class HttpTarget:
         sent_s = time.monotonic()
         try:
             await self._stream(body, received)
-        except (httpx.HTTPError, msgspec.DecodeError) as error:
+        except Exception as error:  # whatever it is, the driver waits for an ending
             received.error = received.error or f"{type(error).__name__}: {error}"
         if received.error is None and not received.is_finished:
             received.error = "the stream ended without a finish_reason"

@@ -1,7 +1,8 @@
 """What single requests tell about every load: no request is served faster than alone.
 
 Under load a request's TTFT is at least its TTFT alone, which rises with its prompt. So a percentile
-of TTFT under load is at least the lone TTFT at the same percentile of prompt lengths. A gap between
+of TTFT under load is at least the lone TTFT at the same percentile of prompt lengths. Of prompts
+that share beginnings only what no prefix cache holds counts. A gap between
 tokens is at least a lone decode step at the shortest prompt. Means and E2E also depend on lengths
 that a few requests do not show, so they are not bounded here.
 """
@@ -23,7 +24,7 @@ from policies.sla import Sla
 from policies.verdict import missed_text
 from tuner.backends.backend import HostTimes
 from tuner.described.node import Node
-from tuner.workload.workload import Arrival, Workload
+from tuner.workload.workload import Arrival, IntArray, Workload
 
 # Step times are not quite monotonic: a larger step may be this share quicker than a smaller one.
 SLACK = 0.1
@@ -40,7 +41,13 @@ def alone_metrics(
     constraints = bounded_alone(sla)
     plan = options[0].plan
     node = _as_if_hidden(node, plan)
-    lengths = {c.key: _length_at(workload, c) for c in constraints if c.metric is Metric.TTFT_MS}
+    own = node.computed_tokens(workload)
+    is_cut = workload.closed is not None and workload.closed.limit_s is not None
+    lengths = {
+        c.key: int(own.min()) if is_cut else _length_at(own, c)  # a cut run chooses what is sent
+        for c in constraints
+        if c.metric is Metric.TTFT_MS
+    }
     ttft_ms = _first_tokens_ms(node, options, workload, set(lengths.values()), seed)
     found = {key: ttft_ms[length] for key, length in lengths.items() if length in ttft_ms}
     if workload.output_tokens.max() > 1:
@@ -79,13 +86,11 @@ def _as_if_hidden(node: Node, plan: ParallelPlan) -> Node:
     return replace(node, backend=replace(node.backend, host=host))
 
 
-def _length_at(workload: Workload, constraint: Constraint) -> int:
-    """The prompt length at the rank at or below ``constraint``'s percentile. Without a percentile
-    the bound holds for every request, so the longest prompt counts.
+def _length_at(own_tokens: IntArray, constraint: Constraint) -> int:
+    """The length at the rank at or below ``constraint``'s percentile. Without a percentile the
+    bound holds for every request, so the longest counts.
     """
-    lengths = np.sort(workload.input_tokens)
-    if workload.closed is not None and workload.closed.limit_s is not None:
-        return int(lengths[0])  # the run decides how many, and so which, are sent
+    lengths = np.sort(own_tokens)
     percent = constraint.percentile.percent if constraint.percentile else None
     share = 1.0 if percent is None else percent / 100
     return int(lengths[math.floor(share * (len(lengths) - 1))])

@@ -17,7 +17,7 @@ from engine.spec.steps import StepShape
 from policies.constraint import Constraint, Metric
 from policies.late import LateLimit, late_limits
 from policies.sla import Sla
-from tuner.workload.workload import Workload
+from tuner.workload.workload import IntArray, Workload
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -94,7 +94,11 @@ class LateWatch:
 
 
 def backlog_reason(
-    timer: StepTimer, plan: ParallelPlan, workload: Workload, sla: Sla
+    timer: StepTimer,
+    plan: ParallelPlan,
+    workload: Workload,
+    sla: Sla,
+    computed_tokens: IntArray | None = None,
 ) -> str | None:
     """Why prefill alone, at its fastest, is too slow for the arrivals; None if it may be fast
     enough.
@@ -102,15 +106,16 @@ def backlog_reason(
     It computes one first-come, first-served queue at ``dp`` times the best prefill speed of a
     replica; decodes cost nothing. Real replicas share work less evenly than one large queue. That
     can make a request earlier, but by less than the longest prompt's own time, which is taken off.
+    ``computed_tokens`` is what is computed of each prompt at least (None: all of it).
     """
     limits = [limit for limit in late_limits(sla, len(workload)) if limit.is_ttft]
     if workload.closed is not None or not limits:
         return None
     token_s = best_prefill_token_s(timer, plan)
-    work_s = workload.input_tokens * token_s / plan.dp
-    wait_s = _waits(workload.arrival_s, work_s)
-    longest_s = float(workload.input_tokens.max()) * token_s if plan.dp > 1 else 0.0
-    ttft_s = np.maximum(0.0, wait_s - longest_s) + workload.input_tokens * token_s
+    own_s = (workload.input_tokens if computed_tokens is None else computed_tokens) * token_s
+    wait_s = _waits(workload.arrival_s, own_s / plan.dp)
+    longest_s = float(own_s.max()) if plan.dp > 1 else 0.0
+    ttft_s = np.maximum(0.0, wait_s - longest_s) + own_s
     for limit in limits:
         late = int((ttft_s > limit.bound_s).sum())
         if late > limit.num_allowed:

@@ -262,8 +262,8 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
             "caps were compared on the busiest stretch of the workload; only the best of each "
             "plan ran on all of it"
         )
-    if workload.shares_beginnings:
-        found.append("prompts share prefixes, which these simulations ignore")
+    if workload.shares_beginnings and not node.backend.prefix_cache:
+        found.append("prompts share beginnings, and every one is computed again")
     return tuple(found)
 
 

@@ -176,12 +176,13 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
     meet the SLA runs on the whole workload.
     """
     node = question.node
-    timer = node.timer(plan)
     options = fitting_settings(question, node, plan)
     lone = _alone(question, node, options)
     if (reason := alone_reason(dict(lone.metrics), question.sla)) is not None:
         return Explored(plan=plan, tried=(lone,), reason=reason, is_from_alone=True)
-    if (reason := backlog_reason(timer, plan, question.workload, question.sla)) is not None:
+    load, timer = question.workload, node.timer(plan)
+    reason = backlog_reason(timer, plan, load, question.sla, node.computed_tokens(load))
+    if reason is not None:
         return Explored(plan=plan, tried=(lone,), reason=reason)
     if len(question.workload) < MIN_REQUESTS_TO_SLICE:
         return Explored(plan=plan, tried=(lone, *_compare_whole(question, options)))
@@ -266,6 +267,8 @@ def _on_slice(question: Question, piece: Workload, settings: Settings) -> Tried:
         num_seen=len(piece),
         num_requests=len(question.workload),
     )
+    if question.node.finds_beginnings(question.workload):
+        miss = None  # what the requests before these left in the prefix cache may mend it
     return Tried(
         settings=settings,
         judged_on=JudgedOn.SLICE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.spec.measurement import Fidelity
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from policies.sla import Sla
@@ -25,7 +26,7 @@ def dependable_as_planned(question: Question, settings: Settings) -> OperatingPo
     """The point of the settings if planning ``question`` would call them dependable, by all the
     draws that it asks for; else None. A run ends as soon as its miss is certain."""
     load, sla, plan = question.workload, question.sla, settings.plan
-    if backlog_reason(question.node.timer(plan), plan, load, sla) is not None:
+    if _is_backlogged(question.node, plan, load, sla):
         return None
     try:
         flat = question.flat(settings, on_progress=late_watch(question, settings))
@@ -38,6 +39,10 @@ def dependable_as_planned(question: Question, settings: Settings) -> OperatingPo
     with Workers(1) as here:
         point = with_runs(here, question, [point])[settings]
     return point if is_dependable(point, sla) else None
+
+
+def _is_backlogged(node: Node, plan: ParallelPlan, load: Workload, sla: Sla) -> bool:
+    return backlog_reason(node.timer(plan), plan, load, sla, node.computed_tokens(load)) is not None
 
 
 def asked_of(node: Node, settings: Settings, workload: Workload, sla: Sla, *, seed: int) -> Asked:
@@ -57,7 +62,7 @@ def dependable_under(asked: Asked, node: Node, load: Workload) -> OperatingPoint
     """The point of the settings if they are dependable under ``load``, else None. A run ends as
     soon as its miss is certain."""
     plan = asked.settings.plan
-    if backlog_reason(node.timer(plan), plan, load, asked.sla) is not None:
+    if _is_backlogged(node, plan, load, asked.sla):
         return None
     most = plan.dp * asked.settings.caps.max_num_seqs
 

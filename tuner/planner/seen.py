@@ -92,9 +92,12 @@ class Facts:
         """Requests over a bound on TTFT, TPOT or E2E; those without a value are not counted."""
         return int(self._is_over(constraint).sum())
 
-    def is_as_under(self, done: Settings, asked: Settings, node: Node, longest: int) -> bool:
+    def is_as_under(
+        self, done: Settings, asked: Settings, node: Node, longest: int, *, num_kept: int = 0
+    ) -> bool:
         """Whether ``asked`` would have run as ``done`` did: no caps of either bind, nor does KV
-        memory for requests of up to ``longest`` tokens, and each step is in the same mode."""
+        memory for requests of up to ``longest`` tokens and for ``num_kept`` blocks of a prefix
+        cache, and each step is in the same mode."""
         if not all(self._never_binds(settings.caps) for settings in (done, asked)):
             return False
         alike = replace(
@@ -110,7 +113,7 @@ class Facts:
             first.choose(tokens, 0) != second.choose(tokens, 0) for tokens in self.step_tokens
         ):
             return False
-        needed = LINGERING * self.most_active * -(-longest // node.block_size)
+        needed = num_kept + LINGERING * self.most_active * -(-longest // node.block_size)
         return all(node.num_kv_blocks(s.plan, s.caps) >= needed for s in (done, asked))
 
     def _is_over(self, constraint: Constraint) -> npt.NDArray[np.bool_]:
@@ -169,13 +172,15 @@ class Seen:
         own = runs.get(settings)
         if own is not None and own.facts is not None:
             return own
-        longest = 0
-        for done, run in runs.items():
-            if run.facts is None:
-                continue
-            longest = longest or int((load.input_tokens + load.output_tokens).max())
-            if run.facts.is_as_under(done, settings, node, longest):
-                return run
+        whole = [(done, run, run.facts) for done, run in runs.items() if run.facts is not None]
+        if whole:
+            tokens = load.input_tokens + load.output_tokens
+            longest, num_kept = int(tokens.max()), 0
+            if node.finds_beginnings(load):  # those of requests that ended are kept, too
+                num_kept = int((tokens // node.block_size).sum())
+            for done, run, facts in whole:
+                if facts.is_as_under(done, settings, node, longest, num_kept=num_kept):
+                    return run
         return own
 
     def learn(self, settings: Settings, key: RunKey, run: SeenRun) -> None:

@@ -18,6 +18,8 @@ from tuner.spec.space import Space
 from tuner.work.shapes import STEP_TOKENS, step_shape
 
 MAX_DESIGN = 120
+# The caps that leave most room for KV, of those that every plan is simulated with.
+LEAST_CAPS = Caps(max_num_seqs=32, max_num_batched_tokens=256)
 MAX_REFINED_PLANS = 4
 
 
@@ -81,6 +83,7 @@ def design_settings(space: Space, timers: dict[ParallelPlan, StepTimer]) -> list
         options = [
             settings
             for caps in _caps(space)
+            if space.has_room(plan, caps)
             for settings in ruled_settings(plan, timers[plan], caps, has_rungs=space.has_rungs)
         ]
         settings += list(dict.fromkeys(options))[:per_plan]
@@ -106,7 +109,11 @@ def refined_settings(
         and settings.caps.max_num_seqs == space.default_caps.max_num_seqs
         for tokens in space.batched_tokens
     ]
-    return [settings for settings in dict.fromkeys(found) if settings not in design]
+    return [
+        settings
+        for settings in dict.fromkeys(found)
+        if settings not in design and space.has_room(settings.plan, settings.caps)
+    ]
 
 
 def rank_point(
@@ -132,7 +139,7 @@ def _caps(space: Space) -> list[Caps]:
         (256, default.max_num_batched_tokens),
         (16, 512),
         (256, most),
-        (32, 256),
+        (LEAST_CAPS.max_num_seqs, LEAST_CAPS.max_num_batched_tokens),
     ]
     return [
         Caps(max_num_seqs=seqs, max_num_batched_tokens=min(tokens, most)) for seqs, tokens in wanted

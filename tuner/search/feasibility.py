@@ -9,6 +9,7 @@ from engine.spec.settings import Caps
 from tuner.described.node import Node
 from tuner.described.parse import paced_config
 from tuner.launch.why_not import why_not_caps
+from tuner.search.design import LEAST_CAPS
 from tuner.search.spec import MIB, TuningSpec
 from tuner.spec.errors import TunerError
 from tuner.spec.space import Space
@@ -50,6 +51,18 @@ def check_memory(
     is_here = config.kv_blocks_of is None and config.device_memory_bytes is None
     if is_here and not config.device.startswith("cuda"):
         _check_host_memory(config, model, plan)
+
+
+def check_room(node: Node, plan: ParallelPlan, workload: Workload) -> None:
+    """Refuse a plan that holds the longest request under none of the caps that are simulated.
+
+    Raises:
+        TunerError: with the numbers under those that leave most room.
+    """
+    longest = int((workload.input_tokens + workload.output_tokens).max())
+    memory = node.memory(plan, caps=LEAST_CAPS, needed_kv_tokens=longest)
+    if memory.reason is not None:
+        raise TunerError(memory.reason)
 
 
 def refused_caps(

@@ -21,7 +21,7 @@ from tuner.launch.why_not import OWN, why_not
 from tuner.search.context import WHOLE_REQUESTS, OnEvent, TuningContext, TuningEvent
 from tuner.search.costs import Level, Meter
 from tuner.search.design import advised_ladders, design_settings, refined_settings
-from tuner.search.feasibility import check_memory, engine_config, refused_caps
+from tuner.search.feasibility import check_memory, check_room, engine_config, refused_caps
 from tuner.search.groundwork import find_groundwork, groundwork_key, put_groundwork
 from tuner.search.served import server_command
 from tuner.search.simulator import Simulator
@@ -99,7 +99,7 @@ def prepare(
         hardware=hardware,
         on_event=on_event,
         warnings=_warnings(spec, model, hardware, step_model, workload),
-        server_command=_command(spec, config),
+        server_command=_command(spec, config, node),
         meter=meter,
     )
     _lay_groundwork(context, groundwork, cancel)
@@ -183,10 +183,10 @@ def _lay_groundwork(
     )
 
 
-def _command(spec: TuningSpec, config: EngineConfig) -> ServerCommand | None:
+def _command(spec: TuningSpec, config: EngineConfig, node: Node | None) -> ServerCommand | None:
     """What starts a server for each trial; None where another target is asked for."""
     is_started = spec.is_served and not spec.is_brought
-    return server_command(spec, config) if is_started else None
+    return server_command(spec, config, node) if is_started else None
 
 
 def _with_ladders(
@@ -236,6 +236,10 @@ def _check_plan(
             raise TunerError(reason)
         if node is None:  # what fits only its own start can tell
             return
+    if node is not None and not spec.probe_paced:
+        check_room(node, plan, workload)
+        return
+    # An engine is started with room for the largest caps that are tried.
     check_memory(config, model, plan, workload)
 
 
@@ -365,10 +369,8 @@ def _simulate_design(context: TuningContext, cancel: Cancellation) -> None:
     simulate_all(design_settings(space, timers))
     objective = context.spec.goal.objective
     simulate_all(refined_settings(space, context.sla, context.design, objective))
-    some = [
-        next(s for s in context.design if s.plan == plan)
-        for plan in space.plans[:: max(1, len(space.plans) // 8)]
-    ]
+    first = {settings.plan: settings for settings in reversed(context.design)}
+    some = [first[plan] for plan in space.plans[:: max(1, len(space.plans) // 8)] if plan in first]
     others = [at_rate(sample, factor) for factor in DESIGN_RATES]
     if len(sample) < len(context.trial_workload):
         others.append(head(context.trial_workload, WHOLE_REQUESTS))

@@ -114,6 +114,8 @@ def _choices(simulator: Simulator, space: Space, best: Settings) -> list[Setting
     for max_num_seqs in seqs:
         for max_tokens in tokens:
             caps = replace(best.caps, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens)
+            if not space.has_room(best.plan, caps):
+                continue
             timer = simulator.timer(best.plan)
             choices.append(replace(best, caps=caps))
             ruled = ruled_settings(best.plan, timer, caps, has_rungs=space.has_rungs)

@@ -7,14 +7,15 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps
 from tuner.backends import load_profile
 from tuner.described.node import Node
-from tuner.hardware import Precision
+from tuner.hardware import KvFormat, Precision
 from tuner.launch.command import System
 from tuner.search.spec import TuningSpec
 from tuner.servers.command import ServerCommand, cpu_caps, read_system
 
 
-def server_command(spec: TuningSpec, config: EngineConfig) -> ServerCommand:
-    """How the server of a job is started; its number format is that of the engine's ``config``.
+def server_command(spec: TuningSpec, config: EngineConfig, node: Node | None) -> ServerCommand:
+    """How the server of a job is started; its number formats are those of the ``node`` that
+    guides the job, else that of the engine's ``config``.
 
     Raises:
         TunerError: a command that cannot be, or of a program that is not here.
@@ -22,9 +23,10 @@ def server_command(spec: TuningSpec, config: EngineConfig) -> ServerCommand:
     command = ServerCommand(
         system=read_system(spec.engine),
         model=spec.model_dir,
-        precision=Precision.of(config.dtype),
+        precision=Precision.of(config.dtype) if node is None else node.precision,
         prefix=spec.engine_command,
         max_model_len=spec.max_model_len,
+        kv=KvFormat.AUTO if node is None else node.backend.kv_cache_dtype,
     )
     command.require_program()
     return command

@@ -28,6 +28,7 @@ from tuner.search.report import TuningReport
 from tuner.search.spec import TuningSpec
 from tuner.search.suggest import suggest
 from tuner.search.trials import TrialRecord, TrialState
+from tuner.spec.errors import TunerError
 
 __all__ = [
     "TrialRecord",
@@ -100,11 +101,13 @@ def run_trial(
     """
     with context.meter.timing(Level.PREDICTED):
         settings = propose(context, number, done)
-    predicted = _simulated(context, settings)
+    predicted, cannot = _predicted(context, settings)
     record = _Recorder(context, number, settings, predicted)
     purse = Purse(context=context, trials=done)
     why_not = None if number == 0 else why_not_run(context, predicted, done)
-    if why_not is not None:
+    if cannot is not None:
+        trial = record.failed(cannot)
+    elif why_not is not None:
         trial = record.simulated(TrialState.PRUNED, f"not run: {why_not}")
     elif not context.can_run(settings.plan):
         trial = record.simulated(TrialState.COMPLETE, _why_simulated(context, settings))
@@ -177,6 +180,16 @@ class _Recorder:
             document=document,
             costs=costs,
         )
+
+
+def _predicted(context: TuningContext, settings: Settings) -> tuple[OperatingPoint, str | None]:
+    """What simulation says, or nothing and why it cannot be: the usual caps, which trial 0 has, may
+    leave no room for KV."""
+    try:
+        return _simulated(context, settings), None
+    except TunerError as error:
+        nothing = OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics={})
+        return nothing, str(error)
 
 
 def _simulated(context: TuningContext, settings: Settings) -> OperatingPoint:

@@ -12,7 +12,7 @@ from shutil import which
 
 from engine.spec.extensions import ExtensionPoint, load_extensions
 from engine.spec.settings import Caps, Order, Settings, StepOrder
-from tuner.hardware import Precision
+from tuner.hardware import KvFormat, Precision
 from tuner.launch.command import LaunchCommand, Served, System, join_notes
 from tuner.launch.sglang import sglang_options
 from tuner.launch.vllm import vllm_options, words_of
@@ -69,6 +69,7 @@ class ServerCommand:
     precision: Precision
     prefix: str | None = None
     max_model_len: int | None = None
+    kv: KvFormat = KvFormat.AUTO
 
     def __post_init__(self) -> None:
         for word in self._prefix_words:
@@ -106,6 +107,7 @@ class ServerCommand:
             step_order=StepOrder.PREFILL_FIRST if self.system is System.SGLANG else StepOrder.MIXED,
             checkpoint=self.model,
             max_model_len=self.max_model_len,
+            kv=self.kv,
             port=port,
         )
         options = (

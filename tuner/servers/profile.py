@@ -38,6 +38,7 @@ from tuner.spec.errors import LoadError, TunerError
 from tuner.step_model.server_fit import fit_server_steps
 from tuner.work.counts import model_sizes
 from tuner.workload.parse import parse_workload
+from tuner.workload.prompts import unseen_seed
 from tuner.workload.workload import Workload
 
 # The share of a plan's seconds that the load that checks it is to take.
@@ -148,6 +149,7 @@ class _Server:
     max_model_len: int = field(init=False)
     kv_blocks: int | None = field(init=False, default=None)
     block_size: int = field(init=False, default=DEFAULT_BLOCK)
+    _prompts: int = field(init=False, default_factory=unseen_seed)
     _num_runs: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -180,14 +182,15 @@ class _Server:
         return read_samples(self.url, api_key=self.asked.api_key)
 
     def ask(self, workload: Workload) -> tuple[Measurement, Counted]:
-        """Run a workload. Each run has prompts of its own, so that none finds another's."""
+        """Run a workload. Each run has prompts of its own, so that none finds another's, nor those
+        of a profile that was made before."""
         self._num_runs += 1
         before, _ = self._samples()
         with HttpTarget(self.url, self.name, api_key=self.asked.api_key) as target:
             run = run_load(
                 workload,
                 target,
-                seed=self.asked.seed + self._num_runs,
+                seed=self._prompts + self._num_runs,
                 timeout_s=TIMEOUT_S,
                 vocab_size=self.asked.model.vocab_size,
             )

@@ -17,6 +17,7 @@ from tuner.servers.command import DEFAULT_START_TIMEOUT_S
 from tuner.servers.metrics import between, read_samples
 from tuner.servers.process import ServerError, ServerProcess, free_port
 from tuner.spec.errors import LoadError
+from tuner.workload.prompts import unseen_seed
 from tuner.workload.workload import Workload
 
 HOST = "127.0.0.1"
@@ -135,7 +136,8 @@ class ServerTarget:
             process.check_answers(running.health)
             return found
 
-        load(warm_up(workload), seed + 1)
+        # Prompts that no other run has: the server may stay, and would find them in its cache.
+        load(warm_up(workload), unseen_seed())
         before, _ = read_samples(running.url)
         measurement = load(workload, seed, on_ended)
         after, cache = read_samples(running.url)

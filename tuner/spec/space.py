@@ -59,6 +59,10 @@ class Space:
         """The smallest plan with default settings: what one gets without a tuner."""
         return Settings(plan=self.plans[0], caps=self.default_caps)
 
+    def has_room(self, plan: ParallelPlan, caps: Caps) -> bool:
+        """Whether ``plan`` starts with ``caps``, as far as is known."""
+        return (plan, caps.max_num_seqs, caps.max_num_batched_tokens) not in self.refused
+
     @property
     def envelope(self) -> Caps:
         """The most a live engine must be started with to try everything."""

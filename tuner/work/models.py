@@ -110,10 +110,12 @@ SERIES: dict[str, tuple[_Series, dict[str, _Size]]] = {
 }
 # fmt: on
 # What publishers put around a size's name: of no meaning for shapes.
-_PREFIX = re.compile(r"^(meta-)")
+_PREFIX = "meta-"
 _SUFFIX = re.compile(
-    r"(-(instruct|chat|hf|base|fp8|dynamic|awq|gptq|int4|quantized\.w4a16|block|v0\.3|\d{4}))+$"
+    r"instruct|chat|hf|base|fp8|dynamic|awq|gptq|int4|quantized\.w4a16|block|v0\.3|\d{4}"
 )
+# No publisher's name is as long; and a file system has no longer one.
+MOST_NAME = 250
 # But these say how its weights are quantised; the first that fits. Qwen publishes Qwen3 in fp8 with
 # a scale per block of 128x128 weights.
 _QUANTISED = {
@@ -164,6 +166,8 @@ def find_checkpoint(name: str) -> str | None:
 
 
 def _find_size(name: str) -> tuple[_Series, _Size] | None:
+    if len(name) > MOST_NAME:
+        return None
     prefix, _, size_name = _short(name).rpartition("-")
     series, sizes = SERIES.get(prefix, (None, {}))
     size = sizes.get(size_name)
@@ -172,7 +176,12 @@ def _find_size(name: str) -> tuple[_Series, _Size] | None:
 
 def _short(name: str) -> str:
     """``llama-3.1-70b`` of ``meta-llama/Llama-3.1-70B-Instruct``."""
-    return _SUFFIX.sub("", _PREFIX.sub("", name.rpartition("/")[2].lower()))
+    short = name.rpartition("/")[2].lower().removeprefix(_PREFIX)
+    while True:
+        rest, dash, last = short.rpartition("-")
+        if not dash or _SUFFIX.fullmatch(last) is None:
+            return short
+        short = rest
 
 
 def _is_built_in(name: str) -> bool:
@@ -200,6 +209,8 @@ def load_model(text: str) -> ModelConfig:
     found = find_model(text)
     if found is None:
         known = list_models()
+        if len(text) > MOST_NAME:
+            raise TunerError(f"model {text[:MOST_NAME]!r}...: no name is as long")
         raise TunerError(
             f"model {text!r} is no folder with {CONFIG} and no known name"
             f"{did_you_mean(_short(text), known)}; known are {', '.join(known)}"
@@ -235,8 +246,11 @@ def _find_config(text: str) -> Path | None:
     """The ``config.json`` of a folder, or the user's description of that name."""
     path = Path(text)
     folder = path.parent if path.name == CONFIG else path
-    own = MODELS.find_own(text.lower())
-    return folder / CONFIG if (folder / CONFIG).exists() else own
+    try:
+        is_there = (folder / CONFIG).exists()
+    except OSError:  # as where a name is longer than one may be
+        is_there = False
+    return folder / CONFIG if is_there else MODELS.find_own(text.lower())
 
 
 def _quantisation(entry: dict[str, Any]) -> str | None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 import zlib
 
 import numpy as np
 
 from tuner.workload.rows import HASH_BLOCK_TOKENS
 from tuner.workload.workload import Arrival
+
+
+def unseen_seed() -> int:
+    """A seed of prompts that no run had before: a server finds those of a run that is repeated in
+    its prefix cache, and would seem to compute them in no time."""
+    return secrets.randbits(62)
 
 
 class PromptMaker:

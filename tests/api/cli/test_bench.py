@@ -184,3 +184,21 @@ def test_a_bench_is_drawn_over_time_and_as_distribution(url: str, tmp_path: Path
         assert text in title
     shares = next(trace for trace in data if trace["name"] == "TTFT")["y"]
     assert (shares[0], shares[-1]) == (0.0, 1.0)
+
+
+def test_a_run_that_is_repeated_finds_nothing_of_the_first_in_the_prefix_cache(
+    tmp_path: Path,
+) -> None:
+    """Else the second would tell of a server that computes no prompts."""
+    create_model(tmp_path / "model", preset="tiny", seed=0)
+    load = "closed:concurrency=2,input=64,output=2,requests=4"
+    with (
+        simulated_engine(tmp_path / "model", step_s=0.001, plan=ParallelPlan()) as engine,
+        serving(engine, tmp_path / "model") as server,
+    ):
+        for _ in range(2):
+            words = ["bench", "--url", server.url, "--workload", load, "--json"]
+            assert CliRunner().invoke(create_app(), words).exit_code == 0
+        stats = engine.stats()
+    assert stats.prefix_queries > 0
+    assert stats.prefix_hits == 0

@@ -7,12 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from api.jobs.keeping import COMMAND_LINE
+from api.services.audit import service_caller
+from api.services.job_moves import COMMAND_LINE
+from api.services.jobs import cancel
 from store import Database
 from store.models import JobState
 from tests.api.cli.conftest import Run
@@ -110,6 +116,31 @@ def test_a_job_killed_outright_has_its_finished_trials_kept(run: Run, data_dir: 
     assert "settings simulated before" in resumed.stderr
     document = json.loads(resumed.stdout)
     assert len(trials_of(data_dir, document["job"])) == len(document["trials"]) >= 3
+
+
+def test_a_job_that_is_cancelled_elsewhere_ends_its_command(run: Run, data_dir: Path) -> None:
+    """As in the dashboard of a service that uses the same database."""
+    cancelled: list[str] = []
+
+    def cancel_it() -> None:
+        database = Database(f"sqlite:///{data_dir / 'gearshift.db'}")
+        while not cancelled:
+            time.sleep(0.05)
+            with suppress(sa.exc.OperationalError), database.begin() as uow:
+                job = uow.jobs.find_newest(created_by=COMMAND_LINE, states=[JobState.RUNNING])
+                if job is not None and uow.trials.count(job.id):
+                    cancelled.append(cancel(uow, job.id, caller=service_caller("test")).id)
+        database.close()
+
+    elsewhere = threading.Thread(target=cancel_it, daemon=True)
+    elsewhere.start()
+    done = run("tune", *JOB, "--trials", 5000, "--json")
+    elsewhere.join(10)
+    assert done.exit_code == 130, done.output
+    document = json.loads(done.stdout)
+    assert [document["job"]] == cancelled
+    assert document["is_interrupted"]
+    assert 1 <= len(trials_of(data_dir, document["job"])) < 5000
 
 
 def test_a_finished_job_is_kept_with_its_answer_and_cannot_be_resumed(

@@ -15,6 +15,8 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.control.controller import Controller
 from api.documents.tuning_spec import tuning_spec
+from api.jobs.kept_traces import KeptTraces
+from api.jobs.tuner_backend import TunerBackend
 from api.services import retunes
 from api.services.audit import service_caller
 from api.services.job_moves import move
@@ -181,6 +183,26 @@ def test_a_slowdown_of_a_fifth_leads_to_one_job_for_the_load_and_the_steps_of_no
     assert reasons(client, engine_id) == ["model_drifted", "model_retune_queued"]
     assert metric(client, "gearshift_drift_alarm") == 1.0
     assert metric(client, "gearshift_step_time_ratio") == pytest.approx(SLOWDOWN, rel=0.01)
+
+
+def test_where_no_device_is_free_a_job_of_this_machine_takes_steps_as_they_were_seen(
+    client: TestClient,
+    controller: Controller,
+    settings: ServiceSettings,
+    database: Database,
+    engine_id: str,
+) -> None:
+    """The engine itself holds them, and the model at hand is the one that it has drifted from."""
+    remember_load(database, engine_id)
+    with database.begin() as uow:
+        (origin,) = uow.session.scalars(sa.select(TuningJob))
+        origin.spec = {**origin.spec, "hardware": "local", "backend": None}
+    live(client, database, engine_id, controller, slowdown=SLOWDOWN, readings=15)
+    (job,) = retuned(database)
+    backend = TunerBackend(settings.places, KeptTraces(database, settings.uploads_dir))
+    assert tuning_spec(job.spec).step_scale == 1.0, "measured anew"
+    simulated = tuning_spec(backend.without_devices(job.spec))
+    assert simulated.step_scale == pytest.approx(SLOWDOWN, rel=0.01)
 
 
 def test_two_control_planes_that_both_see_it_queue_one_job(

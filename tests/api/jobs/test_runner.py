@@ -291,14 +291,19 @@ def test_devices_of_a_serving_engine_are_not_touched_and_the_report_says_simulat
 ) -> None:
     _hold_all(database, settings)
     with database.begin() as uow:
-        uow.cost_models.add(fingerprint="test", document={"v": 1}, created_by="key_test")
+        known = uow.cost_models.add(fingerprint="test", document={"v": 1}, created_by="key_test")
     job_id = _job(database, tmp_path, devices=1)
     runner.begin(job_id)
+    with database.begin() as uow:
+        uow.cost_models.add(fingerprint="test", document={"v": 2}, created_by="key_test")
     runner.trial(job_id, 0)
     runner.finish(job_id)
     assert _state(database, job_id)[0] is JobState.SUCCEEDED
     with database.read() as uow:
         report = uow.jobs.get(job_id).report
+        found = uow.recommendations.find_for_job(job_id)
+    assert found is not None
+    assert found.cost_model_id == known.id, "who simulates it again needs the same step times"
     assert report is not None
     assert "comes from simulation" in report["warnings"][0]
     assert set(_leased(database, settings).values()) == {"engine:eng_1"}

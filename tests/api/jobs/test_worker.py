@@ -16,11 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from api.jobs.keeping import COMMAND_LINE
 from api.jobs.supervisor import COMMAND, ONE_THREAD
 from api.schemas.tuning import TuningJobCreate
 from api.services.audit import service_caller
-from api.services.job_moves import move
+from api.services.job_moves import COMMAND_LINE, move
 from api.services.jobs import cancel
 from api.web.settings import ServiceSettings
 from engine.models.create import create_model

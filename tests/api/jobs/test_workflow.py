@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from api.jobs.keeping import COMMAND_LINE
 from api.jobs.workflow import due_jobs
+from api.services.job_moves import COMMAND_LINE
 from store.models import TuningJob
 
 

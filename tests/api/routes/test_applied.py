@@ -93,6 +93,31 @@ def test_nothing_of_a_recommendation_that_the_engine_refuses_remains(
         running = _row(database, engine_id)["effective_policy"]
 
 
+def test_a_rollback_takes_back_what_came_with_a_recommendation(
+    client: TestClient, database: Database
+) -> None:
+    """Its schedule too, or the controller would leave the settings that were gone back to."""
+    engine_id = register(client)
+    first, second = add_recommendation(database), add_recommendation(database)
+    for recommendation_id in (first, second):
+        url = f"/v1/recommendations/{recommendation_id}:apply"
+        assert client.post(url, json={"engine_id": engine_id}).status_code == 200
+        acknowledge(client, engine_id)
+    back_to = f"/v1/engines/{engine_id}:rollback"
+    assert client.post(back_to, json={}).json()["policy"]["version"] == 4
+    acknowledge(client, engine_id)
+    assert client.get(f"/v1/engines/{engine_id}").json()["recommendation_id"] == first
+    assert client.post(back_to, json={"version": 1}).status_code == 200
+    acknowledge(client, engine_id)
+    engine = client.get(f"/v1/engines/{engine_id}").json()
+    assert (engine["sla"], engine["recommendation_id"]) == (None, None)
+    with database.read() as uow:
+        assert uow.engines.get(engine_id).schedule is None
+        assert uow.engines.list_scheduled_ids() == []
+    again = client.post(back_to, json={"version": 5}).json()["policy"]["version"]
+    assert again == 5, "nothing changes, so nothing is written"
+
+
 def test_a_change_away_from_the_recommendation_has_no_prediction(
     client: TestClient, database: Database
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -10,6 +12,9 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from store import Database
 from tests.api.worlds import acknowledge, heartbeat_body, recommendation_document, register
+from tests.tuner.profiles import made_up_profile
+from tests.tuner.worlds import SMALL
+from tuner.step_model.fit import fit_step_model
 
 Json = dict[str, Any]
 ONE = Settings(plan=ParallelPlan(dp=1), caps=Caps(max_num_seqs=128, max_num_batched_tokens=1024))
@@ -21,14 +26,20 @@ SPEC: Json = {
 }
 
 
-def tuned_engine(client: TestClient, database: Database) -> str:
-    """An engine that runs what a job for described hardware recommended."""
+# As the service keeps a job of this machine: fields of the tuner that nobody named are nowhere.
+HERE: Json = {**SPEC, "hardware": "local", "backend": None, "options": {}}
+
+
+def tuned_engine(
+    client: TestClient, database: Database, spec: Json = SPEC, cost_model_id: str | None = None
+) -> str:
+    """An engine that runs what a job recommended, by default one for described hardware."""
     engine_id = register(client, policy=ONE.to_json())
     with database.begin() as uow:
-        job = uow.jobs.add(spec=SPEC, num_trials=1, created_by="key_test")
+        job = uow.jobs.add(spec=spec, num_trials=1, created_by="key_test")
         found = uow.recommendations.add(
             job_id=job.id,
-            cost_model_id=None,
+            cost_model_id=cost_model_id,
             sla="p95_ttft_ms<=500,attainment>=0.9",
             document=recommendation_document() | {"settings": ONE.to_json()},
             schedule=None,
@@ -75,6 +86,25 @@ def test_settings_in_force_and_wanted_ones_are_simulated_on_the_load_that_was(
     assert ttft["candidate"] > ttft["current"]
     assert effect["attainment"]["low"] <= effect["attainment"]["change"]
     assert client.get(f"/v1/engines/{engine_id}/policy").json()["version"] == 2
+
+
+def test_of_an_engine_that_was_tuned_on_this_machine_its_cost_model_tells(
+    client: TestClient, database: Database
+) -> None:
+    fitted = fit_step_model(made_up_profile(), SMALL).to_json()
+    with database.begin() as uow:
+        kept = uow.cost_models.add(
+            fingerprint="here",
+            document=json.loads(json.dumps(fitted, default=dataclasses.asdict)),
+            created_by="key_test",
+        )
+    engine_id = tuned_engine(client, database, HERE, kept.id)
+    policy = client.get(f"/v1/engines/{engine_id}").json()["effective_policy"]
+    body = heartbeat_body(arrived=20, policy=policy, window_s=40.0)
+    assert client.post(f"/v1/engines/{engine_id}/heartbeats", json=body).status_code == 202
+    found = dry_run(client, engine_id, {"caps": {"max_num_batched_tokens": 16}})
+    assert found["effect_missing"] is None
+    assert found["effect"]["num_requests"] > 0
 
 
 def test_what_cannot_be_told_is_told_why(client: TestClient) -> None:

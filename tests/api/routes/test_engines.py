@@ -11,9 +11,10 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
-from api.schemas.serving import EngineRegister
-from api.services import engines
+from api.schemas.serving import EngineRegister, HeartbeatIn
+from api.services import engines, heartbeats
 from api.services.audit import service_caller
+from api.services.heartbeats import Beat
 from api.web.settings import ServiceSettings
 from engine.spec.inventory import Inventory, RankKind
 from engine.spec.plan import ParallelPlan
@@ -329,6 +330,30 @@ def test_of_two_that_register_a_new_name_at_once_one_is_told_that_it_is_taken(
             wait_until(lambda: second.done() or _num_waiting(database))
         assert second.result().status_code == 409
     assert len(client.get("/v1/engines").json()) == 1
+
+
+@pytest.mark.parametrize("service_url", ["postgresql"], indirect=True)
+def test_heartbeats_of_several_engines_and_who_holds_these_do_not_wait_for_one_another_in_a_circle(
+    client: TestClient, database: Database, settings: ServiceSettings
+) -> None:
+    """A database that looks through its rows as they lie finds the one changed last at the end."""
+    first, second = sorted(register(client, name, devices=[]) for name in ("one", "two"))
+    policy = engine_body()["policy"]
+    client.post(f"/v1/engines/{first}/heartbeats", json=heartbeat_body(arrived=0, policy=policy))
+    body = HeartbeatIn.model_validate(heartbeat_body(arrived=1, policy=policy))
+
+    def keep() -> list[Any]:
+        beats = [Beat(engine_id=it, body=body, credential=None) for it in (second, first)]
+        with database.begin() as uow:
+            return heartbeats.keep(uow, beats, settings)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as uow:
+            uow.engines.hold([first])
+            kept = pool.submit(keep)
+            wait_until(lambda: kept.done() or _num_waiting(database))
+            uow.engines.hold([first, second])
+        assert [answer.desired_version for answer in kept.result()] == [1, 1]
 
 
 def _silence(database: Database, engine_id: str) -> None:

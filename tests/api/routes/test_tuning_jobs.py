@@ -14,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.services import jobs
+from api.services.job_moves import COMMAND_LINE
 from api.web.settings import ServiceSettings
 from store import Database
 from store.models import JobState
@@ -207,6 +208,14 @@ def test_pages_follow_the_link_header_to_the_end(client: TestClient, job_body: J
     assert seen == sorted(made, reverse=True)
 
 
+def test_a_model_of_a_name_that_no_file_may_have_is_refused_by_its_field(
+    client: TestClient, job_body: Json
+) -> None:
+    answer = _create(client, {**job_body, "model_dir": "m" * 300, "hardware": "8xh100"})
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/model_dir"]
+
+
 def test_a_foreign_cursor_is_refused(client: TestClient) -> None:
     answer = client.get("/v1/tuning-jobs", params={"cursor": "%%%"})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_cursor")
@@ -229,6 +238,18 @@ def test_a_running_job_goes_to_cancelling_and_keeps_its_trials(
         uow.trials.add(job_id, _trial(0))
     answer = client.post(f"/v1/tuning-jobs/{job_id}:cancel").json()
     assert (answer["state"], answer["trials_done"]) == ("cancelling", 1)
+
+
+@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.CANCELLING])
+def test_a_job_that_a_killed_command_left_is_cancelled_at_once_and_can_be_removed(
+    client: TestClient, database: Database, state: JobState
+) -> None:
+    with database.begin() as uow:
+        job = uow.jobs.add(spec={}, num_trials=3, created_by=COMMAND_LINE)
+        jobs.move(uow, job, state, "run by gearshift tune")
+    url = f"/v1/tuning-jobs/{job.id}"
+    assert client.post(f"{url}:cancel").json()["state"] == "cancelled"
+    assert client.delete(url).status_code == 204
 
 
 def test_only_a_finished_job_can_be_deleted_and_none_can_be_cancelled_after(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.spec.measurement import Distribution, Fidelity, Measurement, RequestTiming
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
 from policies.sla import Sla
@@ -18,6 +19,7 @@ from tuner.capacity.search import bracket, find_capacity, fit_falling
 from tuner.described.parse import describe_node
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
 
 
 def asked(workload: str, sla: str) -> Asked:
@@ -94,6 +96,44 @@ def test_the_capacity_holds_below_and_is_missed_above() -> None:
     )
     assert looser.factor is not None
     assert looser.factor > found.factor
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a made-up engine tells of a run."""
+
+    measurement: Measurement
+
+
+@pytest.mark.parametrize(("first_rps", "others_rps"), [(40.0, 12.0), (12.0, 40.0)])
+def test_the_capacity_is_that_of_most_draws_where_the_first_was_another(
+    first_rps: float, others_rps: float
+) -> None:
+    question = asked("poisson:rate=20,input=512,input_cv=1,output=2,requests=80", "p95_ttft_ms<=50")
+    first = question.workload.arrivals[0]
+
+    def run_on(load: Workload, *_: object) -> Told:
+        is_first = load.arrivals[0].input_tokens == first.input_tokens
+        is_carried = (load.rate_rps or 0.0) <= (first_rps if is_first else others_rps)
+        ttft_s = 0.01 if is_carried else 1.0
+        timings = tuple(
+            RequestTiming(
+                scheduled_s=a.arrival_s,
+                sent_s=a.arrival_s,
+                token_s=(a.arrival_s + ttft_s, a.arrival_s + ttft_s + 0.01),
+                prompt_tokens=a.input_tokens,
+            )
+            for a in load.arrivals
+        )
+        lag = Distribution.of([0.0])
+        return Told(Measurement(fidelity=Fidelity.SIMULATED, timings=timings, driver_lag_ms=lag))
+
+    found = find_capacity(replace(question, run_on=run_on), num_draws=8)
+    rate = question.workload.rate_rps
+    assert rate is not None
+    assert found.factor is not None
+    assert found.factor * rate == pytest.approx(others_rps, rel=0.15)
+    assert not found.is_at_least
 
 
 def test_an_sla_that_one_request_misses_alone_has_no_capacity() -> None:

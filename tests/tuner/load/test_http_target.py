@@ -204,9 +204,10 @@ def test_chunks_of_nulls_hold_no_tokens_and_do_no_harm() -> None:
     assert len(call.stamps) == 2
 
 
-def test_a_usage_of_nothing_does_not_undo_the_tokens_that_came() -> None:
+@pytest.mark.parametrize("told", [0, -7, 10**12])
+def test_a_usage_that_cannot_be_does_not_undo_the_tokens_that_came(told: int) -> None:
     chunks = (choice("a"), choice("b"), choice("c", "length"))
-    usage = {"choices": [], "usage": {"completion_tokens": 0}}
+    usage = {"choices": [], "usage": {"completion_tokens": told}}
     with serve(ScriptedServer(*chunks, usage).app) as url, HttpTarget(url, "other") as target:
         call = Call(target, 1, tokens=3)
         assert call.wait().outcome is Outcome.COMPLETED

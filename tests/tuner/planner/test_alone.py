@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.spec.plan import parse_plan
@@ -12,6 +14,7 @@ from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.planner.alone import SLACK, alone_metrics, alone_reason
 from tuner.planner.explore import explore, plan_settings
+from tuner.planner.looks import asked_of, dependable_under
 from tuner.planner.question import Question
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Arrival, Workload, WorkloadSource
@@ -82,3 +85,23 @@ def test_a_closed_loop_that_ends_by_time_is_held_to_its_shortest_prompt(node: No
         alone_metrics(node, options, load, sla, seed=0)["p50_ttft_ms"] for load in (timed, all_sent)
     ]
     assert least[0] < least[1]
+
+
+@pytest.mark.parametrize("is_found", [True, False])
+def test_beginnings_that_a_prefix_cache_holds_condemn_no_plan(node: Node, is_found: bool) -> None:
+    node = replace(node, backend=replace(node.backend, prefix_cache=is_found))
+    # A document of 8,192 tokens that is asked 40 questions.
+    document = tuple(range(16))
+    arrivals = tuple(
+        Arrival(arrival_s=0.3 * i, input_tokens=8400, output_tokens=2, hash_ids=document)
+        for i in range(40)
+    )
+    source = WorkloadSource(spec="test", seed=0, sha256="", rows=40, span_s=11.7)
+    load = Workload(arrivals=arrivals, source=source)
+    sla = Sla.parse("p90_ttft_ms<=300")
+    plan = parse_plan("tp=4").plan
+    found = explore(Question(node=node, workload=load, sla=sla, seed=0), plan)
+    assert (found.reason is None) == is_found
+    assert any(t.point.is_met(sla.constraints[0]) for t in found.whole) == is_found
+    asked = asked_of(node, found.tried[0].settings, load, sla, seed=0)
+    assert (dependable_under(asked, node, load) is not None) == is_found

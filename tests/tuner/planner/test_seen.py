@@ -17,6 +17,7 @@ from tuner.planner.bounds import CertainMissError
 from tuner.planner.explore import late_watch
 from tuner.planner.question import AS_TOLD, Question
 from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Arrival, Workload, WorkloadSource
 
 SLA = Sla.parse("p95_ttft_ms<=400,p95_tpot_ms<=20")
 OTHERS = (
@@ -58,6 +59,25 @@ def test_caps_that_never_bind_need_no_run_and_tighter_ones_do(node: Node) -> Non
     assert question.flat(wider) == pytest.approx(fresh, rel=1e-12)
     for caps in (Caps(max_num_seqs=2), Caps(max_num_seqs=256, max_num_batched_tokens=128)):
         assert not question.knows(replace(WIDE, caps=caps), AS_TOLD, load)
+
+
+@pytest.mark.parametrize("count", [8, 80])
+def test_where_beginnings_are_kept_caps_that_leave_them_less_room_need_a_run(count: int) -> None:
+    small = describe_node(model="llama-3.1-8b", hardware="1xl4", backend="gearshift")
+    arrivals = tuple(
+        Arrival(
+            arrival_s=9.0 * i, input_tokens=800, output_tokens=2, prefix_id=str(i % (count - 1))
+        )
+        for i in range(count)
+    )
+    source = WorkloadSource(spec="test", seed=0, sha256="", rows=count, span_s=9.0 * (count - 1))
+    load = Workload(arrivals=arrivals, source=source)
+    question = Question(node=small, workload=load, sla=SLA, seed=0)
+    question.flat(WIDE)
+    other = replace(WIDE, caps=replace(WIDE.caps, max_num_seqs=200))
+    room = min(small.num_kv_blocks(s.plan, s.caps) for s in (WIDE, other)) * small.block_size
+    assert question.knows(other, AS_TOLD, load) == (802 * (count + 2) < room)
+    assert question.knows(other, AS_TOLD, load) == (count == 8)
 
 
 def test_thresholds_that_no_step_tells_apart_need_no_run(node: Node) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import pytest
 
 from engine.models.create import create_model
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.errors import PolicyInputError
 from policies.schedule import Schedule
+from tuner.search.feasibility import engine_config
+from tuner.search.served import server_command
 from tuner.search.trials import TrialRecord, TrialState
 from tuner.search.tune import TuningSpec, prepare, run_trial, tune
 from tuner.spec.errors import TunerError
@@ -186,3 +190,39 @@ def test_a_spec_checks_itself(spec: TuningSpec) -> None:
     with pytest.raises(TunerError, match="unknown key 'trails'"):
         TuningSpec.from_json(spec.to_json() | {"trails": 3})
     assert TuningSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_a_plan_that_fits_under_smaller_caps_alone_is_searched_and_the_usual_ones_fail() -> None:
+    spec = TuningSpec(
+        model_dir="qwen2.5-72b",
+        num_devices=1,
+        workload="poisson:rate=1,input=256,output=8,requests=20",
+        sla="p95_ttft_ms<=5000",
+        trials=2,
+        hardware="1xh100",
+        dtype="fp8",
+    )
+    found = tune(spec).to_json()
+    assert found["trials"][0]["state"] == "failed"
+    assert "lower max_num_batched_tokens" in found["trials"][0]["reason"]
+    bands = Schedule.from_json(found["schedule"]).bands
+    tried = [found["recommendation"]["settings"], *(band.settings.to_json() for band in bands)]
+    for caps in (Caps(**settings["caps"]) for settings in tried):
+        assert spec.node().memory(ParallelPlan(), caps=caps, needed_kv_tokens=264).reason is None
+
+
+def test_a_server_that_trials_start_computes_in_the_formats_that_they_are_guided_by(
+    spec: TuningSpec,
+) -> None:
+    asked = replace(
+        spec,
+        engine="vllm",
+        engine_command=f"{sys.executable} -m nothing",
+        backend="vllm,kv_cache_dtype=fp8",
+        dtype="fp8",
+    )
+    node = asked.node()
+    command = server_command(asked, engine_config(asked, node.model, node), node)
+    words = command.words(Settings(), port=8000)
+    told = dict(pairwise(words))
+    assert (told["--quantization"], told["--kv-cache-dtype"]) == ("fp8", "fp8")

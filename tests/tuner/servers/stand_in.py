@@ -23,11 +23,18 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 STEP_S = 0.004
 COUNTS: Counter[str] = Counter(
-    {"vllm:prompt_tokens": 0, "vllm:generation_tokens": 0, "vllm:request_success": 0}
+    {
+        "vllm:prompt_tokens": 0,
+        "vllm:generation_tokens": 0,
+        "vllm:request_success": 0,
+        "vllm:prefix_cache_hits": 0,
+    }
 )
+PROMPTS: set[tuple[int, ...]] = set()
 GAUGES: Counter[str] = Counter({"vllm:num_requests_running": 0, "vllm:num_requests_waiting": 0})
 EDGES_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 EDGES_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -101,12 +108,15 @@ def _counted(gauge: str) -> Iterator[None]:
             GAUGES[gauge] -= 1
 
 
-def _count(prompt_tokens: int, stamps_s: list[float]) -> None:
+def _count(prompt: tuple[int, ...], stamps_s: list[float]) -> None:
     """One request that ended, with the times of its tokens."""
+    prompt_tokens = len(prompt)
     gaps_s = [after - before for before, after in pairwise(stamps_s)]
     mean_gap_s = [sum(gaps_s) / len(gaps_s)] if gaps_s else []
     with LOCK:
         COUNTS["vllm:prompt_tokens"] += prompt_tokens
+        COUNTS["vllm:prefix_cache_hits"] += prompt_tokens if prompt in PROMPTS else 0
+        PROMPTS.add(prompt)
         COUNTS["vllm:generation_tokens"] += len(stamps_s)
         COUNTS["vllm:request_success"] += 1
         values = {
@@ -196,8 +206,8 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.slots.release()
 
-    def _stream(self, body: dict[str, object], came_s: float) -> None:
-        count = int(str(body["max_tokens"]))
+    def _stream(self, body: dict[str, Any], came_s: float) -> None:
+        count = int(body["max_tokens"])
         stamps_s = []
         for number in range(count):
             time.sleep(self.step_s)
@@ -206,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
             choice = {"text": "a", "token_ids": [7], "finish_reason": reason}
             self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
-        _count(len(list(body["prompt"])), stamps_s)
+        _count(tuple(body["prompt"]), stamps_s)
 
     def _answer(self, body: bytes, kind: str, *, status: int = 200) -> None:
         self.send_response(status)

@@ -84,6 +84,15 @@ def test_a_server_is_kept_for_a_repeat_ended_for_others_and_tells_what_it_counte
     assert alive(pids) == []
 
 
+def test_no_run_finds_in_the_prefix_cache_what_another_one_warmed_the_server_with() -> None:
+    with ServerTarget(command(), vocab_size=100) as target:
+        for seed in range(3):
+            measure(target, settings(), seed=seed)
+            told = target.told()
+            assert told is not None
+            assert told["counted"]["prefix_hits"] == 0
+
+
 def test_a_server_that_dies_at_its_start_is_told_with_its_last_words(
     pids: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

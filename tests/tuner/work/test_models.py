@@ -186,3 +186,11 @@ def test_a_published_name_says_how_its_weights_are_quantised(
 ) -> None:
     assert load_model(published).num_layers in (32, 36, 80)
     assert find_quantisation(published) == word
+
+
+def test_a_name_that_no_file_may_have_is_an_unknown_one_however_long() -> None:
+    long = "llama" + "-chat" * 200_000
+    assert find_model(long) is None
+    for name in ("m" * 300, long):
+        with pytest.raises(TunerError, match="no name is as long"):
+            load_model(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tuner.workload.parse import parse_workload
 from tuner.workload.stretch import stretch
-from tuner.workload.workload import gap_cv, peak_to_mean
+from tuner.workload.workload import Workload, gap_cv, peak_to_mean
 
 GAMMA = "gamma:rate=4,cv={cv},input=10,output=2,input_cv=1,requests=1200"
 
@@ -75,3 +76,32 @@ def test_a_closed_loop_gets_more_clients_that_send_as_much_each() -> None:
     assert found.closed is not None
     assert (found.closed.concurrency, len(found)) == (12, 120)
     assert found.arrivals[80] == load.arrivals[0]
+
+
+def hits(workload: Workload) -> float:
+    """The share of requests whose first block came before."""
+    seen: set[int] = set()
+    found = 0
+    for arrival in workload.arrivals:
+        found += arrival.hash_ids[0] in seen
+        seen.add(arrival.hash_ids[0])
+    return found / len(workload)
+
+
+@pytest.mark.parametrize("spec", [GAMMA.format(cv=1), "closed:concurrency=8,input=64,requests=400,"
+                                  "output=4"])  # fmt: skip
+def test_what_is_repeated_finds_no_more_of_itself_in_a_prefix_cache(spec: str) -> None:
+    load = parse_workload(spec, seed=0)
+    arrivals = load.arrivals
+    alone = replace(load, arrivals=tuple(replace(a, hash_ids=(n,)) for n, a in enumerate(arrivals)))
+    named = replace(
+        load, arrivals=tuple(replace(a, prefix_id=str(n)) for n, a in enumerate(arrivals))
+    )
+    pairs = replace(
+        load, arrivals=tuple(replace(a, hash_ids=(n // 2,)) for n, a in enumerate(arrivals))
+    )
+    for factor, least in ((3.3, 1), (0.4, 2 * len(load)), (1.0, 3 * len(load))):
+        for seed in (0, 1):
+            assert not stretch(alone, factor, seed=seed, least=least).shares_beginnings
+            assert not stretch(named, factor, seed=seed, least=least).shares_beginnings
+    assert hits(stretch(pairs, 3.0)) == pytest.approx(hits(pairs), abs=0.05)

@@ -1,0 +1,46 @@
+"""What no prefix cache can hold of prompts, against the prompts themselves."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuner.workload.beginnings import own_tokens
+from tuner.workload.prompts import PromptMaker
+from tuner.workload.workload import Arrival, Workload, WorkloadSource
+
+SOURCE = WorkloadSource(spec="test", seed=0, sha256="", rows=1, span_s=1.0)
+lengths = st.integers(1, 1600)
+arrivals = st.one_of(
+    st.builds(Arrival, arrival_s=st.just(0.0), input_tokens=lengths, output_tokens=st.just(1)),
+    st.builds(
+        Arrival,
+        arrival_s=st.just(0.0),
+        input_tokens=lengths,
+        output_tokens=st.just(1),
+        prefix_id=st.sampled_from([None, "a", "b"]),
+        hash_ids=st.lists(st.integers(0, 2), max_size=3).map(tuple),
+    ),
+)
+
+
+def alike(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(arrivals, min_size=1, max_size=5))
+def test_a_prompt_owns_what_comes_after_all_that_it_shares(found: list[Arrival]) -> None:
+    load = Workload(arrivals=tuple(found), source=SOURCE)
+    maker = PromptMaker(seed=1, vocab_size=1_000_000)
+    prompts = [maker.make(i, arrival) for i, arrival in enumerate(found)]
+    shared = [
+        max((alike(one, other) for j, other in enumerate(prompts) if j != i), default=0)
+        for i, one in enumerate(prompts)
+    ]
+    expected = np.maximum(load.input_tokens - np.array(shared), 1)
+    # Two drawn tokens may be the same one by chance.
+    assert (np.abs(own_tokens(load) - expected) <= 1).all()

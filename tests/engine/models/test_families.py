@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.models import llama
 from engine.models.loader import SINGLE_FILE
 from engine.spec.errors import CheckpointError
 from engine.spec.families import registry
@@ -82,6 +83,17 @@ def test_every_registered_family_is_compared_with_transformers() -> None:
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("plan", ["tp=1", "sp=2,tp=2,shift=1", "pp=2,tp=2"])
 def test_a_registered_family_answers_as_the_model_it_renames(folder: Path, plan: str) -> None:
+    got = answers_on_threads(folder, plan, PROMPTS, max_tokens=MAX_TOKENS)
+    wanted = reference(folder.parent / "qwen3", PROMPTS, max_tokens=MAX_TOKENS, dtype=torch.float64)
+    assert [s.output for s in got] == [r.output for r in wanted]
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("plan", ["tp=2", "sp=2,shift=1"])
+def test_more_rows_than_the_ffn_takes_at_once_are_answered_alike(
+    folder: Path, plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama, "FFN_ROWS", 2)
     got = answers_on_threads(folder, plan, PROMPTS, max_tokens=MAX_TOKENS)
     wanted = reference(folder.parent / "qwen3", PROMPTS, max_tokens=MAX_TOKENS, dtype=torch.float64)
     assert [s.output for s in got] == [r.output for r in wanted]

@@ -26,8 +26,6 @@ from benchmarks.sla_certainty import BINS, Told, calibration_error, reliability
 FloatArray = npt.NDArray[np.float64]
 PART = "Held out"
 DRAWS = 2000
-# How far groups may be off, in standard deviations of P: what is tried.
-SHIFTS = np.linspace(0.0, 1.5, 31)
 # P is never surer than that here: a normal quantile must be finite.
 SUREST = 0.999
 
@@ -76,36 +74,24 @@ def chance_errors(told: Sequence[Told], shift: float, seed: int) -> FloatArray:
 
 
 def group_shift(told: Sequence[Told]) -> float:
-    """By how many standard deviations groups are off: the one that their shares are likeliest at,
-    each group's runs of a pair counted as one where they are wholly alike."""
+    """By how many standard deviations of P groups are off: what their mean errors scatter by, less
+    what chance makes of it."""
     alike = alikeness(told)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(21)
-    likely = [
-        sum(_log_likelihood(group, float(shift), alike, nodes, weights) for group in _groups(told))
-        for shift in SHIFTS
-    ]
-    return float(SHIFTS[int(np.argmax(likely))])
+    squares = []
+    for group in _groups(told):
+        p = np.clip([each.now for each in group], 1 - SUREST, SUREST)
+        met = np.array([np.mean(each.met) for each in group])
+        runs = len(group[0].met)
+        # How much a small shift of all runs changes the share of them that meet.
+        slope = float((np.exp(-(ndtri(p) ** 2) / 2) / np.sqrt(2 * np.pi)).sum())
+        chance = float((p * (1 - p)).sum()) * (1 + (runs - 1) * alike) / runs
+        squares.append(((met - p).sum() ** 2 - chance) / slope**2)
+    return float(np.sqrt(max(0.0, float(np.mean(squares)))))
 
 
 def _groups(told: Sequence[Told]) -> list[list[Told]]:
     names = sorted({each.group for each in told})
     return [[each for each in told if each.group == name] for name in names]
-
-
-def _log_likelihood(
-    told: Sequence[Told], shift: float, alike: float, nodes: FloatArray, weights: FloatArray
-) -> float:
-    """Of one group's runs, its shift unknown: integrated over a normal draw."""
-    p = np.clip([each.now for each in told], 1 - SUREST, SUREST)
-    met = np.array([np.mean(each.met) for each in told])
-    runs = len(told[0].met)
-    worth = runs / (1 + (runs - 1) * alike)
-    chance = ndtr(ndtri(p)[:, None] * np.sqrt(1 + shift**2) + shift * nodes[None])
-    chance = np.clip(chance, 1e-6, 1 - 1e-6)
-    logs = worth * (met[:, None] * np.log(chance) + (1 - met[:, None]) * np.log1p(-chance))
-    total = logs.sum(axis=0)
-    top = float(total.max())
-    return top + float(np.log(weights @ np.exp(total - top)))
 
 
 def report_lines(seeds: dict[str, list[Told]]) -> Iterator[str]:

@@ -88,12 +88,14 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """P by both rules, and which of the judging runs met the SLA."""
+    """P by both rules, and which of the judging runs met the SLA. ``group``: the one that their
+    steps are wrong like, where it was held out."""
 
     before: float
     now: float
     met: tuple[bool, ...]
     cpu_s: float
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,7 @@ def tell(pair: Pair, number: int, judges: Judge, *, runs: int, held_out: bool) -
     assert errors is not None, "fitted backends have step errors"
     clients = mean_active(settings, question.workload, metrics) / settings.plan.dp
     wrong = like(wrong, errors, clients, settings.plan.tp)
+    group = ""
     if held_out:
         groups = sorted({each.row.group for each in wrong})
         group = groups[int(rng.integers(len(groups)))]
@@ -197,6 +200,7 @@ def tell(pair: Pair, number: int, judges: Judge, *, runs: int, held_out: bool) -
         now=now,
         met=tuple(met),
         cpu_s=time.process_time() - begin_s,
+        group=group,
     )
 
 
@@ -322,6 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--factors", type=Path, help="keeps the runs' factors from call to call")
+    parser.add_argument("--kept", type=Path, help="writes each pair's P and runs here, too")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     judges = Judge(needed=tuple(kept_factors(options.data, options.factors, options.jobs)))
@@ -350,6 +355,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(text)
     if options.out is not None:
         options.out.write_text(text)
+    if options.kept is not None:
+        kept = {name: [asdict(each) for each in every] for name, every in told.items()}
+        options.kept.write_text(json.dumps(kept))
     return 0
 
 

@@ -18,6 +18,7 @@ from api.cli.engine_options import (
     DeviceOption,
     JsonOption,
     LinkOption,
+    QuantizationOption,
     check_device,
     read_dtype,
     read_link,
@@ -57,6 +58,7 @@ class Measuring:
         ),
     ] = 2
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, ..., or auto.")] = "auto"
+    quantization: QuantizationOption = None
     device: DeviceOption = "cpu"
     link: LinkOption = None
     seconds: Annotated[
@@ -86,7 +88,7 @@ class Measuring:
     def refuse_beside_server(self) -> None:
         """End where something is named that a server's own start decides."""
         usual = Measuring()
-        for name in ("devices", "link", "rounds", "threads_per_rank"):
+        for name in ("devices", "quantization", "link", "rounds", "threads_per_rank"):
             if getattr(self, name) != getattr(usual, name):
                 fail(f"--{name.replace('_', '-')}: of this machine; a server's start decides it")
 
@@ -104,12 +106,14 @@ class Measuring:
             seconds=max(0.0, self.seconds - spent_s),
             rounds=self.rounds,
             threads_per_rank=self.threads_per_rank,
+            quantisation=self.quantization,
         )
 
 
 @grouped(
-    help_order="out model devices dtype device link seconds rounds threads_per_rank url engine "
-    "engine_command plan max_num_seqs max_num_batched_tokens start_timeout_s api_key api_key_file"
+    help_order="out model devices dtype quantization device link seconds rounds threads_per_rank "
+    "url engine engine_command plan max_num_seqs max_num_batched_tokens start_timeout_s api_key "
+    "api_key_file"
 )
 def profile(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the profile is written.")],
@@ -163,6 +167,7 @@ def profile(
         "profile": str(out),
         "cost_model": step_model.id,
         "file": str(saved),
+        "weights": step_model.weights,
         "quality": quality.to_json(seconds=measuring.seconds, rounds=measuring.rounds),
         "took": _took(measured, asked_s=measuring.seconds, total_s=time.perf_counter() - begun_s),
     }
@@ -210,7 +215,7 @@ def _print(step_model: StepModel, document: dict[str, Any]) -> None:
         console.print(_parts_table(error), soft_wrap=False)
     used = "on" if error.is_residual_active else "off (the roofline alone is better)"
     console.print(
-        f"{step_model.machine}\nresidual {used}; 90 % of steps within "
+        f"{step_model.machine}{step_model.other_weights}\nresidual {used}; 90 % of steps within "
         f"{error.step_interval:.1%}, whole plans within {error.plan_interval:.1%}"
     )
     took, quality = document["took"], document["quality"]

@@ -219,7 +219,10 @@ def on_this_machine(
             *doubts,
             *question.warnings(keeps_prefixes=known.keeps_prefixes),
         ),
-        notes=(*notes, f"cost model {step_model.id} of {step_model.machine}"),
+        notes=(
+            *notes,
+            f"cost model {step_model.id} of {step_model.machine}{step_model.other_weights}",
+        ),
         interval=step_model.error.plan_interval if has_intervals else None,
         keeps_prefixes=known.keeps_prefixes,
     )
@@ -228,18 +231,48 @@ def on_this_machine(
 def local_machine(question: Question, machine: ThisMachine) -> Machine:
     """Our engine here, as the cost model that ``machine`` names knows it."""
     from tuner.described.machine import Machine
+    from tuner.profiling.profile import PLAIN
     from tuner.step_model.files import load_cost_model
     from tuner.work.models import load_model
 
     model = load_model(question.model)
     config = _local_config(question, machine, model)
+    weights = _weights(question.model, model)
+    step_model = load_cost_model(machine.cost_model, model, dtype=config.dtype, weights=weights)
     return Machine(
-        step_model=load_cost_model(machine.cost_model, model, dtype=config.dtype),
-        model=model,
+        step_model=step_model,
+        model=_as_profiled(model, step_model, has_head=weights == PLAIN),
         config=config,
         max_model_len=question.max_model_len,
         keeps_prefixes=question.keeps_prefixes(False),
     )
+
+
+def _weights(name: str, shape: ModelConfig) -> str | None:
+    """What the checkpoint of the model ``name`` has its layers in; None where ranks here do not
+    read its format."""
+    from engine.spec.errors import CheckpointError
+    from engine.spec.model import ModelConfig
+    from tuner.described.parse import has_checkpoint
+    from tuner.profiling.profile import weights_of
+
+    try:
+        model = ModelConfig.from_dir(Path(name)) if has_checkpoint(name) else shape
+    except CheckpointError:
+        return None
+    return weights_of(model, None, "cpu")
+
+
+def _as_profiled(shape: ModelConfig, step_model: StepModel, *, has_head: bool) -> ModelConfig:
+    """The model as ranks hold it whose layers are what was profiled; ``has_head``: the head with
+    them, as where a plain checkpoint is quantised at its load."""
+    from engine.spec.quantisation import WeightFormat
+    from tuner.profiling.profile import PLAIN
+
+    if step_model.weights in (None, PLAIN):
+        return shape
+    held = shape.quantised(WeightFormat(step_model.weights))
+    return held.holding(is_kept=True, has_head=has_head)
 
 
 def local_caps() -> Caps:
@@ -279,6 +312,7 @@ def _local_origin(question: Question, known: Machine) -> dict[str, Any]:
             "id": step_model.id,
             "machine": str(step_model.machine),
             "interval": step_model.error.plan_interval,
+            "weights": step_model.weights,
         },
         "memory": _local_memory(known.config, known.model, question.spec.plan),
     }

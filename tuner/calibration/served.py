@@ -97,10 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder of measurements")
     parser.add_argument("--out", type=Path, required=True, help="where profiles are written")
+    parser.add_argument("--system", action="append", choices=SOURCES, help="this one alone")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args(arguments)
     try:
-        for name in SOURCES:
+        for name in options.system or SOURCES:
             profile = fit_backend(name, options.data, processes=options.processes)
             _write(profile, options.out)
             if name == "vllm":

@@ -88,7 +88,9 @@ def simulate_rows(
     """Every row served by ``backend``, in the order of ``rows``."""
     # Rows of one plan share its tables: they go to the same process.
     order = sorted(range(len(rows)), key=lambda i: _plan_of(rows[i]))
-    chunks = [[rows[i] for i in order[at : at + CHUNK]] for at in range(0, len(order), CHUNK)]
+    # Each chunk makes its plans' tables anew.
+    size = CHUNK if processes > 1 else max(1, len(order))
+    chunks = [[rows[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
     jobs = [(backend, chunk, seed) for chunk in chunks]
     if processes == 1:
         parts = [_simulate_chunk(job) for job in jobs]

@@ -24,9 +24,12 @@ from tuner.workload.workload import Workload
 
 FloatArray = npt.NDArray[np.float64]
 FILE = "end_to_end_dense.csv"
-# A run sends this many requests per client, the first ones all at once.
-ROUNDS = 10
-# Of which this many are simulated of more than ``FEW_CLIENTS`` with requests of equal lengths: the
+# A run sends this many requests per client, the first ones all at once; see
+# :attr:`ServedRow.requests`.
+PER_CLIENT = 10
+# What the runs of one release end at.
+MOST_REQUESTS = {"1.0.0rc3": 2000}
+# This many rounds are simulated of more than ``FEW_CLIENTS`` with requests of equal lengths: the
 # first burst, the round that still waits behind it, one of those after it, which are alike, and the
 # last. With few clients it takes some rounds until they are.
 SIMULATED_ROUNDS = 4
@@ -86,10 +89,25 @@ class ServedRow:
         return int(self.tool.shortest * self.output_tokens)
 
     @property
+    def requests(self) -> int:
+        """Of how many requests the means are.
+
+        InferenceMAX's scripts say ten per client. The other tool's times to first token are sums of
+        whole nanoseconds, so a mean tells over how many it was taken: its product with that number
+        is whole. Of vLLM ten per client make it whole; of TensorRT-LLM 20 per client do, and 2,000
+        with 128 clients. (Where 32 or more clients send prompts of 1,024 tokens to the 8B, one of
+        them is missing, two of 2,000.)
+        """
+        if self.tool is Tool.INFERENCEMAX or self.backend == "vllm":
+            return PER_CLIENT * self.concurrency
+        every = 2 * PER_CLIENT * self.concurrency
+        return min(every, MOST_REQUESTS.get(self.version, every))
+
+    @property
     def simulated_rounds(self) -> int:
         """How many rounds stand for all."""
         is_long = self.concurrency > FEW_CLIENTS and self.tool.shortest == 1
-        return SIMULATED_ROUNDS if is_long else ROUNDS
+        return SIMULATED_ROUNDS if is_long else self.requests // self.concurrency
 
     @property
     def tool(self) -> Tool:
@@ -181,13 +199,13 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def mean_over_rounds(values: FloatArray, clients: int) -> float:
-    """The mean over ``ROUNDS`` rounds of ``clients`` requests, where f8[requests] of fewer rounds
-    may be known: the last but one counts as all that are not known, too. In the first all come at
-    once, some of the second wait behind them, and decodes of the last meet ever fewer prompts of
-    others."""
+def mean_over_rounds(values: FloatArray, clients: int, requests: int) -> float:
+    """The mean over ``requests`` of ``clients``, where f8[known] of fewer rounds may be known: the
+    last round but one counts as all that are not known, too. In the first all come at once, some of
+    the second wait behind them, and decodes of the last meet ever fewer prompts of others."""
     rounds = values.reshape(-1, clients).mean(axis=1)
-    return float((rounds.sum() + (ROUNDS - len(rounds)) * rounds[-2]) / ROUNDS)
+    number = requests / clients
+    return float((rounds.sum() + (number - len(rounds)) * rounds[-2]) / number)
 
 
 class RowSimulator:
@@ -219,8 +237,8 @@ class RowSimulator:
             ]
         )
         return Simulated(
-            ttft_s=mean_over_rounds(ttft_s, row.concurrency),
-            tpot_s=mean_over_rounds(tpot_s, row.concurrency),
+            ttft_s=mean_over_rounds(ttft_s, row.concurrency, row.requests),
+            tpot_s=mean_over_rounds(tpot_s, row.concurrency, row.requests),
         )
 
     def _node(self, row: ServedRow) -> Node:

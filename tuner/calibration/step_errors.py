@@ -83,7 +83,8 @@ def needed_factors(
         mine = sorted(
             (row for row in rows if row.group == group), key=lambda r: (r.tp, r.precision)
         )
-        jobs += [(served, mine[at : at + CHUNK]) for at in range(0, len(mine), CHUNK)]
+        size = CHUNK if processes > 1 else len(mine)
+        jobs += [(served, mine[at : at + size]) for at in range(0, len(mine), size)]
     if processes == 1:
         parts = [_needed_of(job) for job in jobs]
     else:

@@ -100,9 +100,10 @@ class _Operators:
 
     def __init__(self, job: OperatorJob, group: Communicator) -> None:
         self._job = job
-        self._model = ModelConfig.from_dir(Path(job.model_dir))
         self._device = torch.device(job.device)
         self._dtype = TORCH_DTYPES[job.dtype]
+        model = ModelConfig.from_dir(Path(job.model_dir))
+        self._model = as_held(model, job.quantisation, self._dtype, self._device)
         self._random = torch.Generator(device=self._device).manual_seed(job.rank)
         num_points = len(job.degrees) * (len(ROWS) + len(DECODES) + len(PREFILLS) + 12)
         self._bench = _Bench(
@@ -121,10 +122,10 @@ class _Operators:
                 for gemm, seconds in zip(layer, taken, strict=True):
                     found[m, gemm.n, gemm.k] = self._gemm_time(m, gemm, seconds)
             head = GemmShape(n=-(-self._model.vocab_size // degree), k=self._model.hidden_size)
-            weight = self._weight(head, 1)[0]
+            product = self._head_product(head)
             for m in SAMPLED_ROWS:
                 x = self._tensor(m, head.k)
-                seconds = self._bench.seconds(partial(F.linear, x, weight))
+                seconds = self._bench.seconds(partial(product, x))
                 found[m, head.n, head.k] = self._gemm_time(m, head, seconds)
         return list(found.values())
 
@@ -196,16 +197,24 @@ class _Operators:
     def _products(self, gemm: GemmShape, num_copies: int) -> list[OutputProduct]:
         """Copies of a layer's weight, each packed or quantised where the engine would."""
         whole = {BASE: range(gemm.n)}
-        held = as_held(self._model, None, self._dtype, self._device).quantisation
-        form = held.format if held is not None and held.is_kept else None
-
-        def as_loaded(weight: Tensor) -> Weight:
-            return weight if form is None else quantise(weight, form)
-
         return [
-            split_outputs(as_loaded(weight), None, whole, may_pack=True)
+            split_outputs(self._as_loaded(weight), None, whole, may_pack=True)
             for weight in self._weight(gemm, num_copies)
         ]
+
+    def _head_product(self, head: GemmShape) -> Callable[[Tensor], Tensor]:
+        """The product with the head, which is quantised only where the checkpoint is at load."""
+        weight = self._weight(head, 1)[0]
+        held = self._model.quantisation
+        if held is None or not held.has_head:
+            return lambda x: F.linear(x, weight)
+        whole = {BASE: range(head.n)}
+        product = split_outputs(self._as_loaded(weight), None, whole, may_pack=True)
+        return lambda x: product(x, BASE)
+
+    def _as_loaded(self, weight: Tensor) -> Weight:
+        held = self._model.quantisation
+        return quantise(weight, held.format) if held is not None and held.is_kept else weight
 
     def _layer_seconds(
         self, m: int, layer: Sequence[GemmShape], products: list[list[OutputProduct]]

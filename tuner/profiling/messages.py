@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.spec.model import DType
+from engine.spec.quantisation import WeightFormat
 from engine.wire.messages import Meeting
 from tuner.profiling.profile import AttentionTime, CollectiveTime, ElementwiseTime, GemmTime
 
@@ -13,7 +14,7 @@ class OperatorJob(msgspec.Struct, tag="operators", kw_only=True):
     """Measure the operators of one model's shards, all ranks at once.
 
     ``degrees`` lists into how many tensor shards weights are cut; ``seconds`` is the time to spend
-    in all.
+    in all. ``quantisation`` is what the layers of a plain checkpoint are quantised to.
     """
 
     model_dir: str
@@ -27,6 +28,7 @@ class OperatorJob(msgspec.Struct, tag="operators", kw_only=True):
     max_tokens: int
     max_context: int
     seconds: float
+    quantisation: WeightFormat | None = None
 
 
 class OperatorReport(msgspec.Struct, tag="report", kw_only=True):

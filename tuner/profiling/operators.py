@@ -17,6 +17,7 @@ from engine.parallel.shm_layout import Segment
 from engine.spec.config import Collectives, EngineConfig
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.quantisation import WeightFormat
 from engine.wire.messages import Meeting
 from tuner.profiling.messages import (
     FromProfileRank,
@@ -58,10 +59,11 @@ def profile_operators(
     max_context: int,
     seconds: float,
     threads_per_rank: int = 1,
+    quantisation: WeightFormat | None = None,
     cancel: Cancellation = NEVER,
 ) -> OperatorReport:
-    """Operator times with the first ``num_ranks`` of ``ranks`` at work at once; ``cancel`` is asked
-    meanwhile.
+    """Operator times with the first ``num_ranks`` of ``ranks`` at work at once, of layers quantised
+    as asked; ``cancel`` is asked meanwhile.
 
     Raises:
         TunerError: a measuring rank raised or did not answer.
@@ -88,6 +90,7 @@ def profile_operators(
                 max_tokens=max_tokens,
                 max_context=max_context,
                 seconds=seconds,
+                quantisation=quantisation,
             )
             fds = [segment.fd] if segment else [listener.fileno()] if listener and not rank else []
             ranks.send(rank, msgspec.msgpack.encode(job), fds)

@@ -23,6 +23,7 @@ from engine.executors.process import ProcessExecutor
 from engine.models.loader import open_weights
 from engine.models.scales import scale_names
 from engine.models.shapes import expected_shapes
+from engine.replica.devices import held_model
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import CheckpointError, RankError
 from engine.spec.feasible import infeasible_reasons
@@ -118,7 +119,7 @@ def _time_plan(
     cancel: Cancellation,
 ) -> list[PieceTime]:
     cancel.check()
-    model = ModelConfig.from_dir(config.model_dir)
+    model = held_model(config, ModelConfig.from_dir(config.model_dir))
     plan = config.settings.plan
     executor = ProcessExecutor(config, model, plan, ranks=ranks, is_ending=lambda: cancel.is_over)
     try:

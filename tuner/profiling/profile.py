@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from engine.spec.model import ModelConfig
+from engine.spec.quantisation import WeightFormat
 from engine.spec.steps import StepSample, StepShape
 from tuner.profiling.host_work import HostWork
 from tuner.spec.errors import TunerError
@@ -19,6 +21,8 @@ from tuner.spec.machine import Fingerprint
 from tuner.work.counts import CollectiveKind
 
 SCHEMA = "profile/v1"
+# What layers' weights are held in where they are not quantised.
+PLAIN = "plain"
 # Served steps meet the machine's usual disturbance, so the fastest are cut off like the slowest.
 CUT_SHARE = 0.25
 
@@ -109,7 +113,8 @@ class Profile:
 
     ``model`` holds the sizes of the profiled model (see ``model_sizes``). ``samples`` are the
     step samples of a short serving run on one rank, ``host_work`` what it took beside its steps.
-    ``took`` is None in profiles of older versions.
+    ``weights``: what ranks held the layers in, see :func:`weights_of`. ``took`` and ``weights`` are
+    None in profiles of older versions.
     """
 
     fingerprint: Fingerprint
@@ -124,6 +129,7 @@ class Profile:
     samples: tuple[StepSample, ...] = field(default=(), repr=False)
     host_work: tuple[HostWork, ...] = ()
     took: Took | None = None
+    weights: str | None = None
     created: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -142,6 +148,7 @@ class Profile:
             "samples": [msgspec.to_builtins(row) for row in self.samples],
             "host_work": [asdict(row) for row in self.host_work],
             "took": asdict(self.took) if self.took else None,
+            "weights": self.weights,
         }
 
     @classmethod
@@ -160,6 +167,19 @@ class Profile:
             raise TunerError(f"{where}: {error}") from error
 
 
+def weights_of(model: ModelConfig, asked: WeightFormat | None, device: str) -> str:
+    """What ranks on ``device`` are told to hold the layers of ``model`` in, quantised as ``asked``
+    where the checkpoint is plain: ``plain`` or a format. A CPU makes fp8 plain as it loads.
+
+    Raises:
+        CheckpointError: the checkpoint is quantised in another format.
+    """
+    found = (model if asked is None else model.quantised(asked)).quantisation
+    if found is None or (device == "cpu" and not found.format.is_int8):
+        return PLAIN
+    return found.format.value
+
+
 def merged(rounds: Sequence[Profile]) -> Profile:
     """One profile of several of the same machine, model, dtype and link.
 
@@ -173,7 +193,7 @@ def merged(rounds: Sequence[Profile]) -> Profile:
         raise TunerError("no profile to merge")
     first = rounds[0]
     for other in rounds[1:]:
-        for name in ("fingerprint", "model", "dtype", "link"):
+        for name in ("fingerprint", "model", "dtype", "link", "weights"):
             mine, theirs = getattr(first, name), getattr(other, name)
             if mine != theirs:
                 raise TunerError(f"profiles of different {name} cannot be merged: {mine}, {theirs}")

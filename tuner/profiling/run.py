@@ -18,6 +18,7 @@ from engine.executors.ranks import RankProcesses
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.errors import RankError
 from engine.spec.model import DType, ModelConfig
+from engine.spec.quantisation import WeightFormat
 from engine.spec.request import Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample
@@ -27,7 +28,7 @@ from tuner.profiling.host_work import HostWork, HostWorkMeter
 from tuner.profiling.messages import OperatorReport
 from tuner.profiling.operators import measuring_ranks, profile_operators
 from tuner.profiling.pieces import profile_pieces
-from tuner.profiling.profile import Profile, Took, merged
+from tuner.profiling.profile import Profile, Took, merged, weights_of
 from tuner.spec.cancel import LOOK_EVERY_S, NEVER, Cancellation
 from tuner.spec.machine import num_cores, this_machine
 from tuner.work.counts import model_sizes
@@ -48,7 +49,8 @@ class ProfileSpec:
     ``num_ranks`` never exceeds the machine's cores over ``threads_per_rank`` (or CUDA devices),
     because the times of ranks that share a core would hold their waiting. The seconds are shared by
     ``rounds``, each of which starts and measures everything. Several rounds help where the speed of
-    the machine drifts, as a virtual one's does.
+    the machine drifts, as a virtual one's does. ``quantisation`` is what the layers of a plain
+    checkpoint are quantised to as they load.
     """
 
     model_dir: Path
@@ -62,6 +64,7 @@ class ProfileSpec:
     seed: int = 0
     rounds: int = 1
     threads_per_rank: int = 1
+    quantisation: WeightFormat | None = None
 
 
 def run_profile(
@@ -90,6 +93,7 @@ def _run_round(
     """Everything once."""
     begun_s, asked_s = time.perf_counter(), budget.left_s
     model = ModelConfig.from_dir(spec.model_dir)
+    weights = weights_of(model, spec.quantisation, spec.device)
     most = min(spec.num_ranks, max_active_ranks(spec.device, spec.threads_per_rank))
     reports: list[OperatorReport] = []
     with measuring_ranks(most) as ranks:
@@ -108,6 +112,7 @@ def _run_round(
         executor=ExecutorKind.PROCESS,
         kv_cache_bytes=128 * 2**20,
         threads_per_rank=spec.threads_per_rank,
+        quantisation=spec.quantisation,
     )
     on_event("passes of a model cut to a few layers")
     of_pieces = budget.inner(PIECE_SHARE / (PIECE_SHARE + SERVING_SHARE))
@@ -141,6 +146,7 @@ def _run_round(
             total_s=time.perf_counter() - begun_s,
             fixed_s=budget.fixed_s + of_pieces.fixed_s + of_serving.fixed_s,
         ),
+        weights=weights,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -174,6 +180,7 @@ def _operators(
         max_context=min(spec.max_context, model.max_positions),
         seconds=seconds,
         threads_per_rank=spec.threads_per_rank,
+        quantisation=spec.quantisation,
         cancel=cancel,
     )
 

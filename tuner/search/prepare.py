@@ -18,6 +18,7 @@ from tuner.capacity.table import check_has_table
 from tuner.described.node import Node
 from tuner.hardware import Hardware
 from tuner.launch.why_not import OWN, why_not
+from tuner.profiling.profile import weights_of
 from tuner.search.context import WHOLE_REQUESTS, OnEvent, TuningContext, TuningEvent
 from tuner.search.costs import Level, Meter
 from tuner.search.design import advised_ladders, design_settings, refined_settings
@@ -252,7 +253,10 @@ def _step_model(
     cancel: Cancellation,
 ) -> StepModel:
     if document is not None:
-        return StepModel.from_json(json.loads(json.dumps(document, default=str)))
+        known = StepModel.from_json(json.loads(json.dumps(document, default=str)))
+        if not spec.is_served:
+            known.refuse_other(weights_of(model, None, spec.device))
+        return known
     _check_profile_fits(spec)
 
     from tuner.profiling.run import ProfileSpec, run_profile

@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from engine.spec.model import DType, ModelConfig
+from tuner.profiling.profile import PLAIN, Profile, read_json
 from tuner.profiling.profile import SCHEMA as PROFILE_SCHEMA
-from tuner.profiling.profile import Profile, read_json
 from tuner.spec.errors import TunerError
 from tuner.spec.machine import Fingerprint, cost_model_dir, this_machine
 from tuner.step_model.model import SCHEMA, StepModel
@@ -42,18 +42,26 @@ def save_cost_model(step_model: StepModel, folder: Path | None = None) -> Path:
 
 
 def load_cost_model(
-    source: str | None, model: ModelConfig, *, dtype: DType | None = None, device: str = "cpu"
+    source: str | None,
+    model: ModelConfig,
+    *,
+    dtype: DType | None = None,
+    weights: str | None = None,
+    device: str = "cpu",
 ) -> StepModel:
     """The model that ``source`` names: a file, an id, or (None) the newest of this machine.
 
     A profile's file is fitted on the spot. Without a source, models of the same sizes and dtype
-    come before others.
+    come before others. ``weights`` is what the checkpoint asked about has its layers in
+    (:func:`tuner.profiling.profile.weights_of`; None: not known). Without a source, only models of
+    such layers are taken. With one, a plain checkpoint may be asked about as quantised at its load.
 
     Raises:
-        TunerError: nothing found (with the command to run), or a file that is neither.
+        TunerError: nothing found (with the command to run), a file that is neither, or a model of
+            plain layers for a quantised checkpoint.
     """
     if source is None:
-        return _newest(this_machine(device), model, dtype)
+        return _newest(this_machine(device), model, dtype, weights)
     path = Path(source)
     if not path.exists() and not source.endswith(".json"):
         path = cost_model_dir() / f"{source}.json"
@@ -62,7 +70,10 @@ def load_cost_model(
             f"cost model {source!r}: neither a file nor an id in {cost_model_dir()}; "
             "'gearshift profile --out FILE' makes one"
         )
-    return read_cost_model(path, model)
+    found = read_cost_model(path, model)
+    if found.weights == PLAIN:
+        found.refuse_other(weights)
+    return found
 
 
 def read_cost_model(path: Path, model: ModelConfig) -> StepModel:
@@ -81,13 +92,25 @@ def read_cost_model(path: Path, model: ModelConfig) -> StepModel:
             )
 
 
-def _newest(machine: Fingerprint, model: ModelConfig, dtype: DType | None) -> StepModel:
+def _newest(
+    machine: Fingerprint, model: ModelConfig, dtype: DType | None, weights: str | None
+) -> StepModel:
     found = []
+    others: set[str] = set()
     for path in sorted(cost_model_dir().glob("cm_*.json")):
         step_model = StepModel.from_json(read_json(path), where=str(path))
         if step_model.machine == machine and dtype in (None, step_model.dtype):
+            if not step_model.is_of(weights):
+                others.add(f"{step_model.weights} weights ({step_model.id})")
+                continue
             is_same = step_model.model == model_sizes(model)
             found.append((is_same, step_model.created, path.name, step_model))
+    if not found and others:
+        raise TunerError(
+            f"this engine's weights are {weights}, and the cost models of this machine are of "
+            f"{', '.join(sorted(others))}: run 'gearshift profile --model DIR --out FILE' first, "
+            "or ask about an engine that is served so and name its model with --cost-model"
+        )
     if not found:
         raise TunerError(
             f"no cost model of this machine ({machine}) in {cost_model_dir()}; run "

@@ -89,6 +89,7 @@ def fit_step_model(
         link=profile_link(profile),
         fitted_plans=tuple(sorted({piece.plan for piece in profile.pieces})),
         served_plans=tuple(sorted({sample.plan for sample in served})),
+        weights=profile.weights,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

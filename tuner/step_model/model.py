@@ -19,6 +19,7 @@ from engine.spec.config import LinkEmulation
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
+from tuner.profiling.profile import PLAIN
 from tuner.spec.errors import TunerError
 from tuner.spec.machine import Fingerprint
 from tuner.step_model.operators import OperatorTable
@@ -127,7 +128,8 @@ class StepModel:
     """A fitted step model of one machine; see the module's first lines for its form.
 
     ``fitted_plans`` are plans with pieces in the profile; ``served_plans`` those with serving
-    samples. Predictions for other plans rest on the operators alone.
+    samples. Predictions for other plans rest on the operators alone. ``weights``: what ranks held
+    the layers in (:func:`tuner.profiling.profile.weights_of`), None in models of older versions.
     """
 
     machine: Fingerprint
@@ -143,6 +145,7 @@ class StepModel:
     link: LinkEmulation | None = None
     fitted_plans: tuple[str, ...] = ()
     served_plans: tuple[str, ...] = ()
+    weights: str | None = None
     created: str = ""
     schema: str = field(default=SCHEMA)
 
@@ -190,6 +193,26 @@ class StepModel:
         num_free = self.machine.num_cores - busy if is_cpu else None
         return self.serving.stage_seconds(shape, plan.replica, num_free_cores=num_free)
 
+    @property
+    def other_weights(self) -> str:
+        """What is to be said of the layers behind the machine's name: nothing of plain ones."""
+        return "" if self.weights in (None, PLAIN) else f", {self.weights} weights"
+
+    def is_of(self, weights: str | None) -> bool:
+        """Whether layers held in ``weights`` are what was profiled, as far as both are known."""
+        return None in (self.weights, weights) or self.weights == weights
+
+    def refuse_other(self, weights: str | None) -> None:
+        """Raises TunerError where the engine asked about holds its layers otherwise than the
+        profiled one did."""
+        if not self.is_of(weights):
+            option = "" if weights == PLAIN else f" --quantization {weights}"
+            raise TunerError(
+                f"cost model {self.id} was profiled with {self.weights} weights, and this engine's "
+                f"are {weights}: run 'gearshift profile{option} --model DIR --out FILE' for one "
+                "of it"
+            )
+
     def check_model(self, model: ModelConfig) -> str | None:
         """A warning when the profile was taken of a model of other sizes, else None."""
         other = model_sizes(model)
@@ -201,7 +224,10 @@ class StepModel:
 
     def to_json(self) -> dict[str, Any]:
         """The document; ``fingerprint`` is the short id of ``machine``."""
-        return asdict(self) | {"fingerprint": self.machine.id}
+        document = asdict(self) | {"fingerprint": self.machine.id}
+        if self.weights is None:  # as older versions wrote it, or its id would be another
+            del document["weights"]
+        return document
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, where: str = "cost model") -> StepModel:

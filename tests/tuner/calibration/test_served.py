@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import math
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +60,59 @@ def row(**changes: object) -> ServedRow:
 
 def test_the_last_round_but_one_counts_for_all_that_were_not_simulated() -> None:
     of_rounds = np.array([1.0, 1.0, 4.0, 4.0, 2.0, 2.0, 3.0, 3.0])
-    assert mean_over_rounds(of_rounds, clients=2) == pytest.approx((1 + 4 + 7 * 2 + 3) / 10)
-    assert mean_over_rounds(np.arange(20.0), clients=2) == pytest.approx(9.5)
+    told = mean_over_rounds(of_rounds, clients=2, requests=20)
+    assert told == pytest.approx((1 + 4 + 7 * 2 + 3) / 10)
+    assert mean_over_rounds(np.arange(20.0), clients=2, requests=20) == pytest.approx(9.5)
+
+
+def test_a_longer_run_has_more_rounds_that_do_not_wait_for_the_first_burst() -> None:
+    of_rounds = np.array([9.0, 9.0, 4.0, 4.0, 2.0, 2.0, 3.0, 3.0])
+    told = mean_over_rounds(of_rounds, clients=2, requests=31)
+    assert told == pytest.approx((9 + 4 + 12.5 * 2 + 3) / 15.5)
+
+
+def test_a_row_says_over_how_many_requests_its_means_are() -> None:
+    assert row(concurrency=8, version="1.0.0rc3").requests == 160
+    assert row(concurrency=128, version="1.0.0rc3").requests == 2000
+    assert row(concurrency=8, version="1.0.0rc3").simulated_rounds == 20
+    assert row(concurrency=8, backend="vllm", version="0.12.0").requests == 80
+    assert row(concurrency=8, version="").requests == 80
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the published measurements are not here")
+def test_published_means_are_sums_of_whole_nanoseconds_over_that_many_requests() -> None:
+    with (SHARED / FILE).open() as file:
+        means = [raw["ttft_ms"] for raw in csv.DictReader(file)]
+    published = [
+        (one, mean)
+        for one, mean in zip(read_served_rows(SHARED), means, strict=True)
+        if one.tool is Tool.FIXED and one.input_tokens != 4000
+    ]
+    whole = [
+        any(_is_whole(mean, one.requests - missing) for missing in range(3))
+        for one, mean in published
+    ]
+    assert np.mean(whole) > 0.98
+    of_trtllm = [(one, mean) for one, mean in published if one.backend == "trtllm"]
+    halves = [_is_whole(mean, one.requests // 2) for one, mean in of_trtllm]
+    assert np.mean(halves) < 0.6
+
+
+def _is_whole(mean_ms: str, requests: int) -> bool:
+    """Whether so many times the mean is a whole number of nanoseconds, as far as it is rounded."""
+    total = Fraction(mean_ms) * 10**6 * requests
+    rounding = Fraction(math.ulp(float(mean_ms))) * 10**6 * requests
+    return abs(total - round(total)) <= 2 * rounding
 
 
 @pytest.mark.parametrize("clients", [8, 64])
-def test_four_rounds_say_what_ten_do(clients: int) -> None:
+def test_four_rounds_say_what_all_do(clients: int) -> None:
     one = row(concurrency=clients, input_tokens=2048, output_tokens=64)
     backend = load_backend("trtllm")
     told = simulate_rows([one], backend, processes=1)[0]
     node = describe_node(model=one.model, hardware="1xh100", dtype="bf16", backend="trtllm")
     result = node.simulate(
-        Settings(plan=ParallelPlan(), caps=one.caps), one.workload(10, 0), seed=0
+        Settings(plan=ParallelPlan(), caps=one.caps), one.workload(20, 0), seed=0
     )
     timings = result.measurement.timings
     tpot_s = np.mean([(t.token_s[-1] - t.token_s[0]) / 63 for t in timings])

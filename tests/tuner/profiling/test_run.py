@@ -17,6 +17,7 @@ from engine.models.create import create_model
 from engine.models.loader import Checkpoint
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import parse_plan
+from engine.spec.quantisation import WeightFormat
 from engine.spec.settings import Settings
 from tests.engine.quantised_checkpoints import KINDS, W8A8, Kind, quantise_checkpoint
 from tuner.profiling.operators import measuring_ranks, profile_operators
@@ -26,7 +27,7 @@ from tuner.profiling.run import ProfileSpec, run_profile
 from tuner.search.tune import TuningSpec, tune
 from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.cancel import Cancellation
-from tuner.spec.errors import CancelledError
+from tuner.spec.errors import CancelledError, TunerError
 from tuner.spec.machine import num_cores
 from tuner.step_model.fit import fit_step_model
 from tuner.step_model.model import NO_COST, ServingCost
@@ -152,6 +153,31 @@ def test_operators_of_a_quantised_checkpoint_are_timed(
     model = ModelConfig.from_dir(tiny)
     assert {gemm.k for gemm in report.gemms} == {model.hidden_size, model.q_size, model.ffn_size}
     assert all(gemm.seconds > 0 for gemm in report.gemms)
+
+
+@pytest.mark.slow
+def test_a_plain_checkpoint_is_profiled_as_an_engine_quantises_it(tiny: Path) -> None:
+    spec = ProfileSpec(
+        model_dir=tiny,
+        num_ranks=1,
+        seconds=0.2,
+        max_tokens=64,
+        max_context=256,
+        quantisation=WeightFormat.W8A8,
+    )
+    found = run_profile(spec)
+    assert found.weights == "w8a8"
+    model = ModelConfig.from_dir(tiny)
+    assert {gemm.n for gemm in found.gemms} >= {model.vocab_size}
+    fitted = fit_step_model(found, model)
+    plain = TuningSpec(
+        model_dir=str(tiny),
+        num_devices=1,
+        workload="poisson:rate=20,input=48,output=8,requests=8",
+        sla="p95_ttft_ms<=60000",
+    )
+    with pytest.raises(TunerError, match="profiled with w8a8 weights, and this engine's are plain"):
+        tune(plain, cost_model=json.loads(json.dumps(fitted.to_json())))
 
 
 def test_tuning_on_the_live_engine_ends_with_a_measured_recommendation(

@@ -17,6 +17,7 @@ from tests.tuner.profiles import made_up_profile, operator_rows, shapes, true_se
 from tests.tuner.worlds import LLAMA_70B, SMALL
 from tuner.profiling.profile import Profile, merged
 from tuner.spec.errors import TunerError
+from tuner.spec.machine import this_machine
 from tuner.step_model.files import load_cost_model, read_cost_model, save_cost_model
 from tuner.step_model.fit import conformal, fit_step_model
 from tuner.step_model.model import StepModel
@@ -159,6 +160,27 @@ def test_the_newest_model_of_this_machine_is_found_and_a_missing_one_names_the_c
     with pytest.raises(TunerError, match="no cost model of this machine"):
         load_cost_model(None, SMALL)  # it is another machine's
     assert load_cost_model(str(path), SMALL) == load_cost_model(model.id, SMALL)
+
+
+def test_a_model_of_other_weights_is_never_taken_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path))
+    here = replace(fitted(), machine=this_machine("cpu"))
+    rounded = replace(here, weights="int8")
+    path = save_cost_model(rounded)
+    assert StepModel.from_json(json.loads(path.read_text())).id == rounded.id
+    assert load_cost_model(None, SMALL, weights="int8") == rounded
+    with pytest.raises(TunerError, match=f"weights are plain.*int8 weights .{rounded.id}"):
+        load_cost_model(None, SMALL, weights="plain")
+    assert load_cost_model(rounded.id, SMALL, weights="plain") == rounded  # quantised at its load
+    plain = replace(here, weights="plain")
+    save_cost_model(plain)
+    assert load_cost_model(None, SMALL, weights="plain") == plain
+    with pytest.raises(TunerError, match="plain weights, and this engine's are w8a8"):
+        load_cost_model(plain.id, SMALL, weights="w8a8")
+    with pytest.raises(TunerError, match="int8 weights, and this engine's are plain"):
+        rounded.refuse_other("plain")
 
 
 def test_a_profile_file_is_fitted_when_named(tmp_path: Path) -> None:

@@ -85,8 +85,9 @@ def _decide_entry(state: CapacityState) -> CapacityDecision:
     if state.age_s > state.limits.max_data_age_s:
         return _hold(state, CapacityReason.STALE_DATA, None)
     limits, correction = state.limits, state.memory.correction
+    peak_rps = state.forecast.peak_rps(limits.chance, caution=state.memory.caution)
     # What is there now is there, whatever was forecast.
-    peak_rps = max(state.forecast.peak_rps(limits.chance), rate_there(state))
+    peak_rps = max(peak_rps, rate_there(state))
     needed_rps = peak_rps * (1 + limits.headroom) / correction
     state = replace(state, memory=note_enough(state, needed_rps))
     wanted = cheapest(state.table, needed_rps, most_devices=limits.max_devices)

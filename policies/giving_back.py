@@ -13,15 +13,16 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import NormalDist
 
+from policies.capacity_learning import may_miss
 from policies.capacity_state import CapacityMemory, CapacityState
 from policies.capacity_table import CarriedRate
 from policies.forecasters import LEVEL_SLOTS
 
+# Devices are given back where luck hides no load that needs them, with this chance: with less, a
+# steady load near the edge of an entry has them come and go.
+SURELY = 0.99
 # Of so few returns of a load the longest is often exceeded: that many times as long is waited.
 PATIENCE = 2.0
-# Of an SLA that bounds no attainment so many requests may miss.
-USUAL_MISSES = 0.1
-LEAST_MISSES = 0.01
 
 
 def note_enough(state: CapacityState, needed_rps: float) -> CapacityMemory:
@@ -59,7 +60,8 @@ def dwell_s(state: CapacityState, entry: CarriedRate) -> float:
 
     The break-even, and no less than the operator says. A load that came back so far within some
     minutes is waited for; so is one that nothing carried: of that load every device is missed. Who
-    has not been watched for as long yet may bring any load back.
+    has not been watched for as long yet may bring any load back, and is waited for as long as
+    caution says.
     """
     limits, forecast, beyond_s = state.limits, state.forecast, state.memory.beyond_s
     assert forecast is not None, "decided from a forecast"
@@ -67,11 +69,11 @@ def dwell_s(state: CapacityState, entry: CarriedRate) -> float:
     longest_s = max(longest_dwell_s(state, entry), least_s)
     if beyond_s is not None and state.now_s - beyond_s < longest_s:
         return longest_s
-    if len(forecast.history) * forecast.slot_s < longest_s:
-        return longest_s
+    unseen_s = longest_s if len(forecast.history) * forecast.slot_s < longest_s else least_s
+    unseen_s = least_s + state.memory.caution * (unseen_s - least_s)
     level_rps = entry.low_rps * state.memory.correction
     returns_s = forecast.returns_s(level_rps, limits.chance, within_s=longest_s)
-    return min(max(least_s, PATIENCE * returns_s), longest_s)
+    return min(max(unseen_s, PATIENCE * returns_s), longest_s)
 
 
 def break_even_s(state: CapacityState, entry: CarriedRate) -> float:
@@ -90,13 +92,12 @@ def longest_dwell_s(state: CapacityState, entry: CarriedRate) -> float:
     is worked off. If that happens no more often than every so many seconds, no more requests miss
     than the SLA lets miss.
     """
-    bound = state.table.sla.attainment_bound
-    misses = USUAL_MISSES if bound is None else max(1 - bound, LEAST_MISSES)
-    return min(2 * state.cost(entry).back_start_s / misses, state.limits.longest_dwell_s)
+    longest_s = 2 * state.cost(entry).back_start_s / may_miss(state.table.sla)
+    return min(longest_s, state.limits.longest_dwell_s)
 
 
 def _luck(state: CapacityState) -> float:
     """How much more than the last minutes brought the load behind them may be."""
     assert state.forecast is not None, "decided from a forecast"
     level = state.forecast.history.newest(LEVEL_SLOTS)
-    return NormalDist().inv_cdf(max(state.limits.chance, 0.5)) * level.mean_luck
+    return NormalDist().inv_cdf(SURELY) * level.mean_luck

@@ -11,7 +11,13 @@ from dataclasses import replace
 
 from engine.spec.admission import Admission
 from engine.spec.settings import Settings
-from policies.capacity_learning import is_settling, rate_there, remember, surely_there
+from policies.capacity_learning import (
+    is_settling,
+    may_miss,
+    rate_there,
+    remember,
+    surely_there,
+)
 from policies.capacity_state import (
     CapacityDecision,
     CapacityMemory,
@@ -194,6 +200,7 @@ def _overload(state: CapacityState, decision: CapacityDecision) -> Overload:
         is_queue_long=is_queue_long(memory, queue, entry, state.table.sla),
         is_queue_standing=is_as_before and is_queue_standing(memory, queue, state.now_s),
         is_sla_met=None if _is_first_token(entry) else state.is_sla_met,
+        may_miss=may_miss(state.table.sla),
     )
 
 

@@ -23,10 +23,9 @@ BELOW_MISSED = 0.9
 # Of an SLA that bounds no attainment so many requests may miss.
 USUAL_MISSES = 0.1
 LEAST_MISSES = 0.01
-# Of those that may miss this share is spent on rises that nothing was held for: most miss for other
-# reasons. If none miss, the margin is given up within so long, the time that forecasts look ahead;
-# it is back as many times sooner as more miss.
-SPENT = 0.2
+# While fewer miss than this share of those that may, less of the margin is held: if none do, none
+# after so long, the time that forecasts look ahead. It is back as many times sooner as more miss.
+SPENT = 0.5
 CAUTION_S = 300.0
 # A window stands for no more of the time since the one before.
 STRETCH_S = 180.0

@@ -18,9 +18,6 @@ from policies.capacity_state import CapacityMemory, CapacityState
 from policies.capacity_table import CarriedRate
 from policies.forecasters import LEVEL_SLOTS
 
-# Devices are given back where luck hides no load that needs them, with this chance: with less, a
-# steady load near the edge of an entry has them come and go.
-SURELY = 0.99
 # Of so few returns of a load the longest is often exceeded: that many times as long is waited.
 PATIENCE = 2.0
 
@@ -60,8 +57,7 @@ def dwell_s(state: CapacityState, entry: CarriedRate) -> float:
 
     The break-even, and no less than the operator says. A load that came back so far within some
     minutes is waited for; so is one that nothing carried: of that load every device is missed. Who
-    has not been watched for as long yet may bring any load back, and is waited for as long as
-    caution says.
+    has not been watched for as long yet may bring any load back.
     """
     limits, forecast, beyond_s = state.limits, state.forecast, state.memory.beyond_s
     assert forecast is not None, "decided from a forecast"
@@ -69,11 +65,11 @@ def dwell_s(state: CapacityState, entry: CarriedRate) -> float:
     longest_s = max(longest_dwell_s(state, entry), least_s)
     if beyond_s is not None and state.now_s - beyond_s < longest_s:
         return longest_s
-    unseen_s = longest_s if len(forecast.history) * forecast.slot_s < longest_s else least_s
-    unseen_s = least_s + state.memory.caution * (unseen_s - least_s)
+    if len(forecast.history) * forecast.slot_s < longest_s:
+        return longest_s
     level_rps = entry.low_rps * state.memory.correction
     returns_s = forecast.returns_s(level_rps, limits.chance, within_s=longest_s)
-    return min(max(unseen_s, PATIENCE * returns_s), longest_s)
+    return min(max(least_s, PATIENCE * returns_s), longest_s)
 
 
 def break_even_s(state: CapacityState, entry: CarriedRate) -> float:
@@ -100,4 +96,4 @@ def _luck(state: CapacityState) -> float:
     """How much more than the last minutes brought the load behind them may be."""
     assert state.forecast is not None, "decided from a forecast"
     level = state.forecast.history.newest(LEVEL_SLOTS)
-    return NormalDist().inv_cdf(SURELY) * level.mean_luck
+    return NormalDist().inv_cdf(max(state.limits.chance, 0.5)) * level.mean_luck

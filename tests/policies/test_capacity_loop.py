@@ -89,7 +89,7 @@ def test_without_a_miss_the_margin_is_given_up_and_with_some_it_is_back() -> Non
     turn = state(3.9, 2, forecast=ahead(3.9, error=math.log(1.2)))
     trusting = replace(turn, memory=CapacityMemory(caution=calm[-1]))
     assert decide_capacity(trusting).reason is CapacityReason.HOLDS
-    missed = watched([1.0] * 30 + [0.2] * 2)
+    missed = watched([1.0] * 30 + [0.2] * 3)
     assert missed[-1] == 1.0
     cautious = replace(turn, memory=CapacityMemory(caution=missed[-1]))
     assert decide_capacity(cautious).entry == entry(3)
@@ -108,13 +108,13 @@ def test_what_too_few_tell_or_while_others_are_turned_away_moves_no_margin(
 def test_where_less_than_all_of_the_margin_is_held_no_more_missed_than_may(
     attainments: list[float],
 ) -> None:
-    """Whatever came: since all of it was held last, two in a hundred requests missed at most (a
-    fifth of what this SLA lets miss)."""
+    """Whatever came: since all of it was held last, five in a hundred requests missed at most (half
+    of what this SLA lets miss)."""
     shares = watched(attainments)
     assert all(0.0 <= share <= 1.0 for share in shares)
     whole = [nth for nth, share in enumerate(shares) if share == 1.0]
     since = attainments[whole[-1] + 1 if whole else 0 :]
-    assert sum(1 - share for share in since) <= 0.02 * len(since) + 1e-9
+    assert sum(1 - share for share in since) <= 0.05 * len(since) + 1e-9
 
 
 def test_a_load_that_is_there_counts_whatever_was_forecast() -> None:
@@ -354,13 +354,6 @@ def test_of_a_load_that_was_not_watched_for_long_nothing_is_given_back() -> None
         turn = state(1.0, 4, forecast=known, costs=STARTS, now_s=0.0)
         later = replace(turn, memory=decide_capacity(turn).memory, now_s=600.0)
         assert (decide_capacity(later).action is Action.HOLD) == is_kept
-
-
-def test_a_load_that_was_served_well_for_a_while_need_not_be_watched_for_so_long() -> None:
-    turn = state(1.0, 4, forecast=ahead(1.0, past_rps=[1.0] * 10), costs=STARTS, now_s=0.0)
-    turn = replace(turn, memory=decide_capacity(turn).memory)
-    trusting = replace(turn, memory=replace(turn.memory, caution=0.0), now_s=STARTS[0].back_s)
-    assert decide_capacity(trusting).reason is CapacityReason.LOAD_DOWN
 
 
 def test_a_falling_load_is_followed_entry_by_entry() -> None:

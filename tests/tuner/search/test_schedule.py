@@ -169,12 +169,3 @@ def test_settings_change_from_rate_to_rate_only_where_none_are_good_enough_for_b
 
 def _changes(chosen: Sequence[Settings]) -> int:
     return sum(a != b for a, b in pairwise(chosen))
-
-
-def test_caps_on_sequences_that_never_bind_are_no_reason_for_a_change() -> None:
-    """At any of the rates fewer than 32 run at once."""
-    workload = parse_workload(LOAD, seed=0)
-    space = replace(SPACE, num_seqs=(64, 128, 256), batched_tokens=(512,))
-    best = replace(settings(512), caps=replace(settings(512).caps, max_num_seqs=128))
-    schedule = build_schedule(simulator(), space, best, workload, SLA)
-    assert [band.settings for band in schedule.bands] == [best]

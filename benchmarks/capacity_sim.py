@@ -42,6 +42,7 @@ from benchmarks.capacity_ways import (
 )
 from benchmarks.reporting import publish
 from policies.capacity_table import CapacityTable
+from policies.forecasters import CONSTANT
 
 # A day of these loads takes this long: as many requests as a simulation can be waited for.
 SHORT_DAY_S = 7200.0
@@ -85,6 +86,7 @@ def main() -> None:
         "--served-on", type=ServedOn, default=ServedOn.SIMULATED, help="what serves"
     )
     parser.add_argument("--loop-only", action="store_true", help="only the slow loop's runs")
+    parser.add_argument("--constant-only", action="store_true", help="the constant forecasts")
     parser.add_argument("--table", type=Path, help="read the capacity table here, or keep it here")
     parser.add_argument("--rows", type=Path, help="keep runs here, and take those that are there")
     parser.add_argument("--out", type=Path, help="write the report here too")
@@ -146,8 +148,9 @@ def list_tasks(
 ) -> list[Task]:
     """Every way to serve every load; loads that were drawn have no load like them before."""
     served_on, day_s = options.served_on, options.day_s
+    only = (CONSTANT,) if options.constant_only else None
     ways: dict[str, Callable[[CapacityTable, Load], Row]] = {
-        LOOP: partial(serve_steered, served_on, day_s, False)
+        LOOP: partial(serve_steered, served_on, day_s, False, only)
     }
     if not options.loop_only:
         for share in ORACLE_SHARES:
@@ -155,7 +158,7 @@ def list_tasks(
         for replicas in range(DEVICES, FEWEST_STILL - 1, -1):
             ways[f"{replicas}"] = partial(serve_still, served_on, replicas)
     if not options.mixes:
-        ways[LOOP_AFTER] = partial(serve_steered, served_on, day_s, True)
+        ways[LOOP_AFTER] = partial(serve_steered, served_on, day_s, True, None)
     return [
         Task(load=load, table=tables[load.name], served_by=name, serve=serve)
         for name, serve in ways.items()

@@ -100,13 +100,18 @@ def serve_still(served_on: ServedOn, replicas: int, table: CapacityTable, load: 
 
 
 def serve_steered(
-    served_on: ServedOn, day_s: float, has_past: bool, table: CapacityTable, load: Load
+    served_on: ServedOn,
+    day_s: float,
+    has_past: bool,
+    forecasters: Sequence[Forecaster] | None,
+    table: CapacityTable,
+    load: Load,
 ) -> Row:
     """``has_past``: days like it came before, and chose the first entry; the seasonal forecaster
-    takes such a day for one."""
+    takes such a day for one. ``forecasters`` to choose from without such days; None: all."""
     node, workload = _node(), load.workload()
     rate_rps = float(rates_of(workload, table).rates_rps[:3].mean())
-    past, forecasters = None, None
+    past = None
     if has_past:
         days = [rates_of(day, table) for day in load.past()]
         past, forecasters = reduce(LoadHistory.before, days), squeezed(len(days[0]) * SLOT_S)

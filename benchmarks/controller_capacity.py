@@ -110,11 +110,11 @@ def main() -> None:
     ]
     rows: list[tuple[CapacityTable, list[Row]]] = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        for (table, scenario), found in zip(
+        for (table, _), found in zip(
             tasks, pool.map(list_rows, *zip(*tasks, strict=True)), strict=True
         ):
             rows.append((table, found))
-            print(f"{scenario.name}: {[round(r.gain, 3) for r in found]}", file=sys.stderr)
+            print(*(_cells(row) for row in found), sep="\n", file=sys.stderr, flush=True)
     lines = [*_head(options.seeds)]
     for text in SLAS:
         sla = Sla.parse(text)
@@ -174,6 +174,11 @@ def list_rows(table: CapacityTable, scenario: Scenario) -> list[Row]:
         entry = table.entries[number]
         return _serve(node, table, entry, workloads[run], scale, is_steered=False)
 
+    @cache
+    def steered(number: int, run: int, scale: float) -> Served:
+        entry = table.entries[number]
+        return _serve(node, table, entry, workloads[run], scale, is_steered=True)
+
     def all_still(number: int, scale: float) -> tuple[Served, ...]:
         return tuple(still(number, run, scale) for run in range(len(workloads)))
 
@@ -190,7 +195,6 @@ def list_rows(table: CapacityTable, scenario: Scenario) -> list[Row]:
             number = _best([still(n, 0, SCALES[0]) for n in range(len(table.entries))])
         start = table.entries[number]
         for scale in scales:
-            steered = [_serve(node, table, start, w, scale, is_steered=True) for w in workloads]
             row = Row(
                 scenario=scenario.name,
                 tuned=tuned,
@@ -198,7 +202,7 @@ def list_rows(table: CapacityTable, scenario: Scenario) -> list[Row]:
                 scale=scale,
                 is_feasible=is_feasible(scale),
                 still=all_still(number, scale),
-                steered=tuple(steered),
+                steered=tuple(steered(number, run, scale) for run in range(len(workloads))),
             )
             rows.append(row)
     return rows
@@ -301,21 +305,23 @@ def _table(rows: Sequence[Row]) -> list[str]:
         "| device hours | changes |",
         "|---|---|---|---|---|---|---:|---|---:|",
     ]
-    for row in rows:
-        both = (row.still, row.steered)
-        cells = (
-            row.scenario,
-            row.tuned,
-            f"{row.start.settings.plan}",
-            "as expected" if row.scale == 1 else "slower",
-            "yes" if row.is_feasible else "no",
-            " / ".join(f"{fmean(s.attainment for s in runs):.1%}" for runs in both),
-            f"{100 * row.gain:+.1f}",
-            " / ".join(f"{fmean(s.device_h for s in runs):.2f}" for runs in both),
-            f"{fmean(s.changes for s in row.steered):.1f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return [*lines, *map(_cells, rows)]
+
+
+def _cells(row: Row) -> str:
+    both = (row.still, row.steered)
+    cells = (
+        row.scenario,
+        row.tuned,
+        f"{row.start.settings.plan}",
+        "as expected" if row.scale == 1 else "slower",
+        "yes" if row.is_feasible else "no",
+        " / ".join(f"{fmean(s.attainment for s in runs):.1%}" for runs in both),
+        f"{100 * row.gain:+.1f}",
+        " / ".join(f"{fmean(s.device_h for s in runs):.2f}" for runs in both),
+        f"{fmean(s.changes for s in row.steered):.1f}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _verdict(rows: Sequence[Row]) -> list[str]:

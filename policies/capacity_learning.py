@@ -10,6 +10,7 @@ from statistics import NormalDist
 
 from policies.capacity_state import HOUR_S, CapacityMemory, CapacityState
 from policies.capacity_watch import is_queue_standing
+from policies.sla import Sla
 
 # Bounds of the correction by observation: it goes towards caution only.
 LEAST_CORRECTION = 0.5
@@ -19,6 +20,15 @@ RECOVERY_ALPHA = 0.05
 ABOUT = 0.2
 # What was carried is below the rate that missed, by about this factor.
 BELOW_MISSED = 0.9
+# Of an SLA that bounds no attainment so many requests may miss.
+USUAL_MISSES = 0.1
+LEAST_MISSES = 0.01
+# While fewer miss than this share of those that may, less of the margin is held: if none do, none
+# after so long, the time that forecasts look ahead. It is back as many times sooner as more miss.
+SPENT = 0.5
+CAUTION_S = 300.0
+# A window stands for no more of the time since the one before.
+STRETCH_S = 180.0
 
 
 def remember(state: CapacityState) -> CapacityState:
@@ -41,6 +51,7 @@ def remember(state: CapacityState) -> CapacityState:
         memory = replace(memory, request_size=size)
     if state.observed_rps is None or state.age_s > limits.max_data_age_s:
         return replace(state, memory=memory)
+    memory = replace(memory, caution=_caution(state))
     admitted_rps = memory.request_size * (state.admitted_rps or math.inf)
     served_rps = min(state.observed_rps, admitted_rps)
     share = served_rps / state.current.low_rps
@@ -67,6 +78,30 @@ def remember(state: CapacityState) -> CapacityState:
         known = min(max(share, correction), 1.0) if is_limited else 1.0
         correction += RECOVERY_ALPHA * (known - correction)
     return replace(state, memory=replace(memory, correction=correction))
+
+
+def _caution(state: CapacityState) -> float:
+    """How much of the forecast's margin is worth holding, by what was missed without it.
+
+    A rise that nothing was held for is heard at once, and costs the requests of a start. A margin
+    that few errors of the forecast exceed holds devices all day, whether that costs anybody
+    anything or not: tables keep some room, and entries are whole devices. The SLA says how many may
+    miss. So the share is moved by what missed less what may, as adaptive conformal inference has it
+    (Gibbs and Candes 2021): in the long run no more miss, whatever the load does, or all is held.
+    While requests are turned away, or too few ended to tell, it stays.
+    """
+    caution, since_s = state.memory.caution, state.memory.decided_s
+    if state.attainment is None or state.admitted_rps is not None or since_s is None:
+        return caution
+    seconds = min(max(state.now_s - since_s, 0.0), STRETCH_S)
+    over = (1 - state.attainment) / (SPENT * may_miss(state.table.sla)) - 1
+    return min(max(caution + over * seconds / CAUTION_S, 0.0), 1.0)
+
+
+def may_miss(sla: Sla) -> float:
+    """The share of requests that may miss their bounds."""
+    bound = sla.attainment_bound
+    return USUAL_MISSES if bound is None else max(1 - bound, LEAST_MISSES)
 
 
 def _with_standing_queue(memory: CapacityMemory, state: CapacityState) -> CapacityMemory:

@@ -11,7 +11,13 @@ from dataclasses import replace
 
 from engine.spec.admission import Admission
 from engine.spec.settings import Settings
-from policies.capacity_learning import is_settling, rate_there, remember, surely_there
+from policies.capacity_learning import (
+    is_settling,
+    may_miss,
+    rate_there,
+    remember,
+    surely_there,
+)
 from policies.capacity_state import (
     CapacityDecision,
     CapacityMemory,
@@ -85,8 +91,9 @@ def _decide_entry(state: CapacityState) -> CapacityDecision:
     if state.age_s > state.limits.max_data_age_s:
         return _hold(state, CapacityReason.STALE_DATA, None)
     limits, correction = state.limits, state.memory.correction
+    peak_rps = state.forecast.peak_rps(limits.chance, caution=state.memory.caution)
     # What is there now is there, whatever was forecast.
-    peak_rps = max(state.forecast.peak_rps(limits.chance), rate_there(state))
+    peak_rps = max(peak_rps, rate_there(state))
     needed_rps = peak_rps * (1 + limits.headroom) / correction
     state = replace(state, memory=note_enough(state, needed_rps))
     wanted = cheapest(state.table, needed_rps, most_devices=limits.max_devices)
@@ -193,6 +200,7 @@ def _overload(state: CapacityState, decision: CapacityDecision) -> Overload:
         is_queue_long=is_queue_long(memory, queue, entry, state.table.sla),
         is_queue_standing=is_as_before and is_queue_standing(memory, queue, state.now_s),
         is_sla_met=None if _is_first_token(entry) else state.is_sla_met,
+        may_miss=may_miss(state.table.sla),
     )
 
 

@@ -116,7 +116,8 @@ class CapacityMemory:
     and ``met_rps`` those of them that met the SLA a second while nobody was turned away (None: not
     seen since the last change), both smoothed. ``beyond_s``: when more came last than any entry
     carries. ``surge``: what arrivals told of a rise; ``flooded_s``: since when more waits than the
-    entry in force works off in time.
+    entry in force works off in time. ``caution``: the share of the forecast's margin that is held,
+    from 0 to 1: less where hardly a request misses.
     """
 
     changes_s: tuple[float, ...] = ()
@@ -132,6 +133,7 @@ class CapacityMemory:
     beyond_s: float | None = None
     surge: SurgeMemory = field(default_factory=SurgeMemory)
     flooded_s: float | None = None
+    caution: float = 1.0
 
     @property
     def changed_s(self) -> float | None:

@@ -53,8 +53,11 @@ class Forecast:
     history: LoadHistory
     backtest: Backtest
 
-    def peak_rps(self, chance: float) -> float:
+    def peak_rps(self, chance: float, *, caution: float = 1.0) -> float:
         """The rate that no slot of the horizon exceeds, with ``chance``.
+
+        ``caution`` from 0 to 1 is the share of what this lies above the forecast (in logs) that is
+        wanted: 0 is the forecast itself, or less where it always was too high.
 
         An error's quantile is the one that ``chance`` of n + 1 equally likely errors would not
         exceed; with fewer errors than that takes, it is the largest seen, and of a young engine a
@@ -63,18 +66,22 @@ class Forecast:
         from 3 to 12 does not jump to 48.
 
         Raises:
-            PolicyInputError: a chance outside (0, 1).
+            PolicyInputError: a chance outside (0, 1), or a caution outside [0, 1].
         """
-        if not 0 < chance < 1:
-            raise PolicyInputError(f"chance={chance}: must be above 0 and below 1")
+        if not (0 < chance < 1 and 0 <= caution <= 1):
+            raise PolicyInputError(
+                f"chance={chance} must be above 0 and below 1, caution={caution} from 0 to 1"
+            )
         peak = max(float(np.max(self.rates_rps)), LEAST_RPS)
         errors = np.sort(self.backtest.errors)
         if not len(errors):
             luck = self.history.newest(LEVEL_SLOTS).mean_luck
-            return peak * max(SURPRISE * (1 - luck), 1.0)
-        rank = min(math.ceil(chance * (len(errors) + 1)), len(errors))
-        most = max(peak, self.history.peak_rps) * SURPRISE
-        return min(peak * math.exp(float(errors[rank - 1])), most)
+            above_rps = peak * max(SURPRISE * (1 - luck), 1.0)
+        else:
+            rank = min(math.ceil(chance * (len(errors) + 1)), len(errors))
+            most = max(peak, self.history.peak_rps) * SURPRISE
+            above_rps = min(peak * math.exp(float(errors[rank - 1])), most)
+        return min(above_rps, float(peak * (above_rps / peak) ** caution))
 
     def returns_s(self, level_rps: float, chance: float, *, within_s: float) -> float:
         """How long a load above ``level_rps`` stays away before it comes back, of those that came

@@ -13,15 +13,13 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import NormalDist
 
+from policies.capacity_learning import may_miss
 from policies.capacity_state import CapacityMemory, CapacityState
 from policies.capacity_table import CarriedRate
 from policies.forecasters import LEVEL_SLOTS
 
 # Of so few returns of a load the longest is often exceeded: that many times as long is waited.
 PATIENCE = 2.0
-# Of an SLA that bounds no attainment so many requests may miss.
-USUAL_MISSES = 0.1
-LEAST_MISSES = 0.01
 
 
 def note_enough(state: CapacityState, needed_rps: float) -> CapacityMemory:
@@ -90,9 +88,8 @@ def longest_dwell_s(state: CapacityState, entry: CarriedRate) -> float:
     is worked off. If that happens no more often than every so many seconds, no more requests miss
     than the SLA lets miss.
     """
-    bound = state.table.sla.attainment_bound
-    misses = USUAL_MISSES if bound is None else max(1 - bound, LEAST_MISSES)
-    return min(2 * state.cost(entry).back_start_s / misses, state.limits.longest_dwell_s)
+    longest_s = 2 * state.cost(entry).back_start_s / may_miss(state.table.sla)
+    return min(longest_s, state.limits.longest_dwell_s)
 
 
 def _luck(state: CapacityState) -> float:

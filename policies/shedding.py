@@ -11,6 +11,10 @@ from dataclasses import dataclass, replace
 
 # Of those let in at the rate that is carried about this share meets the SLA.
 MET_OF_CARRIED = 0.9
+# Where the SLA bears few waiting, less than that can be let in of what ends: half at least, since
+# with rows free an engine does not take in one after the other.
+LEAST_ROOM = 0.5
+ROOM_HALVINGS = 12
 # A rate that is this close to the one in force is not worth a policy version.
 SAME_RATE = 0.05
 # While nobody waits for long a limit grows by so much at every look, and is halved where somebody
@@ -80,7 +84,8 @@ class Overload:
     end (0: unknown); ``is_finish_enough``: no bound on tokens keeps an engine from taking in as
     many. ``waiting`` requests wait, of ``borne`` that the SLA bears; ``is_queue_long``: whether
     more than that (None: unknown), and ``is_queue_standing``: for so long that all that ended was
-    worked off a queue. ``is_sla_met``: whether those let in met it (None: unknown).
+    worked off a queue. ``is_sla_met``: whether those let in met it (None: unknown), and
+    ``may_miss`` the share of them that need not.
     """
 
     now_s: float
@@ -96,6 +101,7 @@ class Overload:
     is_queue_long: bool | None = None
     is_queue_standing: bool = False
     is_sla_met: bool | None = None
+    may_miss: float = 0.1
 
     @property
     def is_over(self) -> bool:
@@ -113,12 +119,13 @@ class Overload:
         return self.waiting > max(SETPOINT * self.borne, chance)
 
     def least_rps(self, worked_rps: float | None) -> float:
-        """The level to begin with: what is carried, or nearly as much as is worked off a queue,
-        where that is more; no more than nearly ``worked_rps``, all that ended once (None: unknown),
-        whatever the table says."""
+        """The level to begin with: what is carried, or as much as there is room for of what is
+        worked off a queue, where that is more; no more than that of ``worked_rps``, all that ended
+        once (None: unknown), whatever the table says."""
         finished_rps = self.finished_rps if self.is_queue_long and self.is_finish_enough else 0.0
-        least_rps = max(self.carried_rps, MET_OF_CARRIED * finished_rps)
-        return least_rps if worked_rps is None else min(least_rps, MET_OF_CARRIED * worked_rps)
+        room = room_of(self.borne, self.may_miss)
+        least_rps = max(self.carried_rps, room * finished_rps)
+        return least_rps if worked_rps is None else min(least_rps, room * worked_rps)
 
     @property
     def has_better(self) -> bool:
@@ -134,6 +141,25 @@ class Overload:
         """Whether more wait than could be worked off in time if nobody came: whatever was seen of
         those that ended, who comes now will miss."""
         return self.excess > DRAIN_S * max(self.carried_rps, self.finished_rps)
+
+
+def room_of(borne: float, may_miss: float) -> float:
+    """The share of what ends that can be let in so that no more than ``may_miss`` of it finds more
+    than ``borne`` waiting: ``MET_OF_CARRIED`` at most, and less where luck alone fills a line that
+    is short.
+
+    Of a load r about r * exp(-2 * (1 - r) * borne) do, where requests take as long as they happen
+    to (exponentially), and come at equal gaps, as a door lets them in that turns others away
+    (Kingman 1961, in heavy traffic).
+    """
+    low, high = LEAST_ROOM, MET_OF_CARRIED
+    if high * math.exp(-2 * (1 - high) * borne) <= may_miss:
+        return high
+    for _ in range(ROOM_HALVINGS):
+        load = (low + high) / 2
+        is_enough = load * math.exp(-2 * (1 - load) * borne) <= may_miss
+        low, high = (load, high) if is_enough else (low, load)
+    return low
 
 
 def hear(memory: SheddingMemory, in_force_rps: float | None) -> SheddingMemory:

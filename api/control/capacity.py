@@ -358,6 +358,7 @@ def _keep(
                 "admit_rps": decision.admit_rps,
                 "admission_rps": decision.admission_rps,
                 "correction": decision.memory.correction,
+                "caution": decision.memory.caution,
                 "forecaster": None if ahead is None else ahead.backtest.forecaster,
             },
             policy_version=version,

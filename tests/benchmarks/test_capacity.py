@@ -52,7 +52,7 @@ def rates() -> CapacityTable:
 
 def test_hours_by_cause_add_up_to_what_was_taken_more(tmp_path: Path, rates: CapacityTable) -> None:
     load = list_mixes(tmp_path, [5], day_s=1800.0, top_rps=5.0)[0]
-    loop = serve_steered(ServedOn.QUEUE, 1800.0, False, rates, load)
+    loop = serve_steered(ServedOn.QUEUE, 1800.0, False, None, rates, load)
     oracle = serve_oracle(ServedOn.QUEUE, 1.0, rates, load)
     assert loop.attainment > 0.5
     assert loop.paths is not None

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from policies.capacity_loop import decide_capacity, is_due
 from policies.capacity_state import CapacityMemory, CapacityState, Queue
 from policies.capacity_table import CapacityTable, CarriedRate
@@ -37,7 +39,8 @@ class Tick:
 @dataclass(kw_only=True)
 class FluidQueue:
     """``offered_rps`` come to a server of ``served_rps``; the table says ``table_rps``. An answer
-    ends ``answer_s`` after its first token, and the loop sees the last ``window_s``."""
+    ends ``answer_s`` after its first token, and the loop sees the last ``window_s``. With a
+    ``seed`` it is no fluid: single requests come and are served as they happen to (Poisson)."""
 
     offered_rps: float
     served_rps: float
@@ -46,6 +49,7 @@ class FluidQueue:
     waiting: float = 0.0
     answer_s: float = 4.0
     window_s: float = 30.0
+    seed: int | None = None
     ticks: list[Tick] = field(default_factory=list)
     _now_s: float = 0.0
     _limit_rps: float | None = None
@@ -55,6 +59,7 @@ class FluidQueue:
     _first_tokens: deque[tuple[float, float, bool]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        self._rng = None if self.seed is None else np.random.default_rng(self.seed)
         sla = Sla.parse(f"p95_ttft_ms<={1e3 * self.bound_s:g},attainment>=0.9")
         self._entry = CarriedRate(
             settings=settings_of(1),
@@ -94,7 +99,7 @@ class FluidQueue:
 
     def _tick(self) -> None:
         self._now_s += TICK_S
-        let_in = self._come_in(self.offered_rps * TICK_S)
+        let_in = self._come_in(self._drawn(self.offered_rps * TICK_S))
         wait_s = self.waiting / self.served_rps
         self.ticks.append(
             Tick(
@@ -106,14 +111,19 @@ class FluidQueue:
             )
         )
         self._line.append([self._now_s, let_in])
-        self._serve(self.served_rps * TICK_S)
+        self._serve(self._drawn(self.served_rps * TICK_S))
+
+    def _drawn(self, mean: float) -> float:
+        return mean if self._rng is None else float(self._rng.poisson(mean))
 
     def _come_in(self, offered: float) -> float:
         if self._limit_rps is None:
             return offered
-        most = self._limit_rps * BURST_S
+        most = max(self._limit_rps * BURST_S, 0.0 if self._rng is None else 1.0)
         self._bucket = min(most, self._bucket + self._limit_rps * TICK_S)
         let_in = min(offered, self._bucket)
+        if self._rng is not None:
+            let_in = float(int(let_in))
         self._bucket -= let_in
         return let_in
 

@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from policies.errors import PolicyInputError
-from policies.forecast import backtest, choose, forecast
+from policies.forecast import Backtest, backtest, choose, forecast
 from policies.forecasters import CONSTANT, FORECASTERS, Forecaster, SeasonalNaive
 from policies.load_history import SLOT_S, LoadHistory, LoadSlot
 
@@ -112,11 +112,24 @@ def test_what_was_never_seen_is_not_prepared_for() -> None:
     assert found.peak_rps(0.9) <= 12.0 * 1.25 + 1e-9
 
 
-def test_a_chance_that_cannot_be_is_refused() -> None:
+@given(st.lists(st.floats(-1, 1), max_size=20), st.floats(0, 1), st.floats(0, 1))
+def test_the_less_cautious_holds_no_more_and_who_is_not_at_all_the_forecast_at_most(
+    errors: list[float], caution: float, more: float
+) -> None:
+    judged = Backtest(forecaster="constant", errors=np.array(errors))
+    found = forecast(history(np.full(30, 4.0)), HORIZON, chosen=(CONSTANT, judged))
+    assert found is not None
+    less, whole = found.peak_rps(0.9, caution=min(caution, more)), found.peak_rps(0.9)
+    assert less <= found.peak_rps(0.9, caution=max(caution, more)) + 1e-9 <= whole + 2e-9
+    assert found.peak_rps(0.9, caution=0.0) <= 4.0 + 1e-9
+
+
+@pytest.mark.parametrize(("chance", "caution"), [(1.0, 1.0), (0.9, 1.1), (0.9, -0.1)])
+def test_a_chance_or_a_caution_that_cannot_be_is_refused(chance: float, caution: float) -> None:
     found = forecast(history(np.ones(3)), HORIZON)
     assert found is not None
-    with pytest.raises(PolicyInputError, match="chance=1"):
-        found.peak_rps(1.0)
+    with pytest.raises(PolicyInputError, match="chance="):
+        found.peak_rps(chance, caution=caution)
 
 
 def slot(start_s: float, requests: float, *, seen_s: float = SLOT_S) -> LoadSlot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,7 +20,13 @@ from policies.capacity_state import (
     Queue,
 )
 from policies.decision import Action
-from policies.shedding import Overload, SheddingLimits, SheddingMemory, limit_admission
+from policies.shedding import (
+    Overload,
+    SheddingLimits,
+    SheddingMemory,
+    limit_admission,
+    room_of,
+)
 from policies.sla import Sla
 from tests.policies.capacity import RATE_OF_ONE_RPS, ahead, entry, table
 
@@ -344,3 +351,13 @@ def test_while_requests_are_turned_away_the_loop_looks_every_ten_seconds() -> No
     shedding = replace(memory, shedding=SheddingMemory(commanded_rps=8.0, level_rps=8.0))
     assert not is_due(shedding, 5.0, **calm)
     assert is_due(shedding, 10.0, **calm)
+
+
+@given(st.floats(0.0, 100.0), st.floats(0.0, 100.0), st.sampled_from((0.01, 0.1, 0.3)))
+def test_the_more_may_wait_the_more_is_let_in_of_what_ends(
+    borne: float, more: float, may_miss: float
+) -> None:
+    room = room_of(borne, may_miss)
+    assert 0.5 <= room <= room_of(borne + more, may_miss) + 1e-3
+    assert room_of(math.inf, may_miss) == 0.9
+    assert room_of(borne, 2 * may_miss) >= room - 1e-3

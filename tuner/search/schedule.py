@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -47,7 +48,8 @@ def build_schedule(
     settings must not break the SLA before they change. So settings are judged by their smaller
     headroom of two: at the band's own rate and at the next higher one. At no higher rate may they
     be worse than the recommended ones. So a controller that is late, or wrong about the load, does
-    no harm compared with holding still.
+    no harm compared with holding still. Of settings that leave about as much headroom those stay
+    that the neighbouring rates have, too: caps that never bind are no reason for a change.
 
     ``carried`` is what the plan carries, None if nobody knows. Where that was measured, bands above
     the workload's own rate have settings that ran: simulation knows nothing of what front end and
@@ -57,15 +59,18 @@ def build_schedule(
     choices = list(dict.fromkeys([*_choices(simulator, space, best), ran or best]))
     scaled = [at_rate(_sample(workload, factor), factor) for factor in RATE_FACTORS]
     points = [{s: simulator.quick_point(s, load) for s in choices} for load in scaled]
+    good_enough = [_good_enough(points[nth:], best, sla) for nth in range(len(points))]
+    for nth, factor in enumerate(RATE_FACTORS):
+        if ran is not None and factor > 1.0:
+            good_enough[nth] = {ran: 0.0}
+        elif factor == 1.0 and best in good_enough[nth]:  # what is recommended is there already
+            good_enough[nth] = {best: 0.0}
+    chosen = fewest_changes(good_enough, best)
     found: list[tuple[float, Settings, float]] = []
-    for nth, load in enumerate(scaled):
-        if ran is not None and RATE_FACTORS[nth] > 1.0:
-            settings = ran
-        else:
-            settings = _most_headroom(points[nth:], best, sla)
+    for load, known, settings in zip(scaled, points, chosen, strict=True):
         rate = _rate_rps(simulator, settings, load)
         if rate > (found[-1][0] if found else 0.0):
-            found.append((rate, settings, points[nth][settings].headroom(sla)))
+            found.append((rate, settings, known[settings].headroom(sla)))
     return Schedule(
         bands=_merged(found, workload),
         alone=_alone(simulator, [settings for _, settings, _ in found], workload),
@@ -131,10 +136,12 @@ def _around(grid: tuple[int, ...], value: int) -> list[int]:
     return [*below, value, *above]
 
 
-def _most_headroom(
+def _good_enough(
     points: list[dict[Settings, OperatingPoint]], best: Settings, sla: Sla
-) -> Settings:
-    """``points`` are those of the band's own rate and of all higher ones."""
+) -> dict[Settings, float]:
+    """Settings that leave as much headroom as any, but for ``MIN_GAIN``, and how much; where none
+    leaves so much more than the recommended ones, those and what is no worse. ``points`` are those
+    of the band's own rate and of all higher ones."""
     every = list(points[0].values())
     allowed = {
         settings: min(_score(rate[settings], sla) for rate in points[:2])
@@ -145,8 +152,32 @@ def _most_headroom(
             and all(_is_no_worse(above, settings, best, sla) for above in points[1:])
         )
     }
-    top = max(allowed, key=lambda settings: allowed[settings])
-    return top if allowed[top] > allowed[best] + MIN_GAIN else best
+    least = max(allowed.values()) - MIN_GAIN
+    if least <= allowed[best]:
+        least = allowed[best]
+    return {settings: score for settings, score in allowed.items() if score >= least}
+
+
+def fewest_changes(
+    good_enough: Sequence[Mapping[Settings, float]], best: Settings
+) -> list[Settings]:
+    """Of settings that are good enough at each rate, and their scores, one for each, so that they
+    change as seldom as can be: a change that gains nothing is still one to whoever watches.
+
+    Each stretch of rates goes on for as long as any settings are good enough all along; so there
+    are no fewer. It has ``best`` where they are, else those whose lowest score is highest.
+    """
+    chosen: list[Settings] = []
+    while len(chosen) < len(good_enough):
+        length, common = 0, dict(good_enough[len(chosen)])
+        for rate in good_enough[len(chosen) :]:
+            both = {s: min(score, rate[s]) for s, score in common.items() if s in rate}
+            if not both:
+                break
+            length, common = length + 1, both
+        top = max(common, key=lambda settings: common[settings])
+        chosen += [best if best in common else top] * length
+    return chosen
 
 
 def _is_no_worse(

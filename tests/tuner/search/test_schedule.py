@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise, product
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
@@ -15,7 +20,12 @@ from policies.capacity_table import CarriedRate
 from policies.schedule import Schedule
 from policies.sla import Sla
 from tests.tuner.worlds import SMALL, LinearTimer
-from tuner.search.schedule import RATE_FACTORS, SAFE_HEADROOM, build_schedule
+from tuner.search.schedule import (
+    RATE_FACTORS,
+    SAFE_HEADROOM,
+    build_schedule,
+    fewest_changes,
+)
 from tuner.search.simulator import Simulator
 from tuner.spec.space import Space
 from tuner.workload.parse import parse_workload
@@ -139,3 +149,23 @@ def test_of_a_closed_loop_too_a_request_alone_shares_no_step() -> None:
     space = replace(SPACE, batched_tokens=(256,))
     alone = build_schedule(simulator(), space, settings(256), workload, SLA).alone
     assert alone["p99_tpot_ms"].value == pytest.approx(10 + 0.1, rel=0.01)
+
+
+CHOICES = [settings(tokens) for tokens in (128, 256, 512, 1024)]
+scores = st.dictionaries(st.sampled_from(CHOICES), st.floats(-1, 1), min_size=1)
+
+
+@given(st.lists(scores, min_size=1, max_size=6))
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_settings_change_from_rate_to_rate_only_where_none_are_good_enough_for_both(
+    good_enough: list[dict[Settings, float]],
+) -> None:
+    chosen = fewest_changes(good_enough, CHOICES[0])
+    assert len(chosen) == len(good_enough)
+    assert all(own in known for own, known in zip(chosen, good_enough, strict=True))
+    fewest = min(_changes(each) for each in product(*good_enough))
+    assert _changes(chosen) == fewest
+
+
+def _changes(chosen: Sequence[Settings]) -> int:
+    return sum(a != b for a, b in pairwise(chosen))

@@ -70,8 +70,8 @@ def _front(known: Known) -> charts.Json:
 def _knobs(known: Known) -> charts.Json:
     found = known.importance.knobs if known.importance else []
     return charts.bars(
-        "share of the variance of latency, 0 to 1",
-        {knob.knob: knob.share for knob in found},
+        "share of the variance of latency, %",
+        {knob.knob: 100 * knob.share for knob in found},
         none=NOT_YET,
     )
 

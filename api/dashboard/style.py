@@ -85,7 +85,8 @@ padding-bottom:.4rem}
 .q-table__bottom-nodata-icon{display:none}
 .q-card,.body--dark .q-card{background:var(--card);color:var(--ink)}
 .nicegui-echart{height:17rem;width:100%}
-.nicegui-echart svg text{fill:var(--soft)}
+.nicegui-echart svg text{fill:var(--soft);stroke:var(--card);stroke-width:3px;paint-order:stroke;
+stroke-linejoin:round}
 .bar{height:.6rem;border-radius:99px;background:var(--nonebg);overflow:hidden;width:100%}
 .bar>div{height:100%;background:var(--go)}
 @media(max-width:760px){

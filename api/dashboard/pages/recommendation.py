@@ -228,7 +228,7 @@ def _bands(schedule: Json | None) -> None:
             "lengths": f"{words.number(band['mean_input_tokens'], 0)} in, "
             f"{words.number(band['mean_output_tokens'], 0)} out",
             "settings": words.settings_of(band["settings"]),
-            "headroom": words.number(band.get("headroom"), 2),
+            "headroom": words.share(band.get("headroom")),
         }
         for index, band in enumerate(schedule["bands"])
     ]
@@ -238,7 +238,7 @@ def _bands(schedule: Json | None) -> None:
                 ("rate", "Requests/s"),
                 ("lengths", "Mean tokens"),
                 ("settings", "Settings"),
-                ("headroom", "SLA headroom"),
+                ("headroom", "Of the tightest bound left"),
             ),
             rows,
         )

@@ -15,6 +15,7 @@ OTHERS = frozenset(
         "ENGINE_KEY",
         "KNOB_KEY",
         "CONTROL_KEY",
+        "SERVICE",
         "CATALOG",
         "DATA_DIR",
         "NO_COMPILER",

@@ -91,7 +91,7 @@ def diff(
         print_json(document)
         return
     lines = [f"version {older.version} -> {newer.version}: {newer.reason}"]
-    lines += [f"  {one['knob']}: {one['from']} -> {one['to']}" for one in changes]
+    lines += [f"  {one['knob']}: {_plain(one['from'])} -> {_plain(one['to'])}" for one in changes]
     print_lines(lines if changes else [*lines, "  nothing differs"])
 
 

@@ -107,9 +107,8 @@ def capacity(
     if output.as_json:
         print_json(document)
     else:
-        print_lines([*title, *capacity_lines(document)])
-        if "live" in document:
-            print_lines(live_lines(document))
+        driven = live_lines(document) if "live" in document else []
+        print_lines([*title, *capacity_lines(document), *driven])
     if document.get("is_interrupted"):
         end_interrupted()
     if document["capacity"]["load"] is None:

@@ -354,4 +354,5 @@ def _marks(level: list[Json], upright: list[Json]) -> Json:
 
 
 def _label(position: str) -> Json:
-    return {"formatter": "{b}", "position": position, "textBorderColor": "transparent"}
+    found: Json = {"formatter": "{b}", "position": position, "textBorderColor": "transparent"}
+    return found if position == "end" else {**found, "distance": 6}

@@ -238,7 +238,7 @@ def _bands(schedule: Json | None) -> None:
                 ("rate", "Requests/s"),
                 ("lengths", "Mean tokens"),
                 ("settings", "Settings"),
-                ("headroom", "Of the tightest bound left"),
+                ("headroom", "Headroom to the tightest bound"),
             ),
             rows,
         )

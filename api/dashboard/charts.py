@@ -328,6 +328,7 @@ def _line(name: str, points: Sequence[Point], index: int) -> Json:
     return {
         "name": name,
         "type": "line",
+        "symbol": "circle",  # filled: an empty one is white on dark ground
         "showSymbol": True,  # a point between gaps has no line
         "symbolSize": 4,
         "connectNulls": False,

@@ -149,7 +149,7 @@ def _say(known: Known, answer: Json) -> None:
 def _numbers(answer: Json, bounded: dict[str, str]) -> None:
     """Predicted beside measured, and the intervals of what the SLA bounds."""
     predicted, measured = answer.get("predicted") or {}, answer.get("measured") or {}
-    columns = [("metric", "ms"), *((p, p) for p in PERCENTILES)]
+    columns = [("metric", "Latency, ms"), *((p, p) for p in PERCENTILES)]
     rows: list[Row] = []
     for metric in METRICS:
         for kind, metrics in (("predicted", predicted), ("measured", measured)):

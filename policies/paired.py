@@ -43,7 +43,9 @@ class Change:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:+.0f}" if abs(share) >= MUCH else f"{100 * share:+.1f}"
+    """In percent; what rounds to nothing has no minus."""
+    digits = 0 if abs(share) >= MUCH else 1
+    return f"{round(100 * share, digits) + 0.0:+.{digits}f}"
 
 
 @dataclass(frozen=True, kw_only=True)

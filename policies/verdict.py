@@ -6,6 +6,8 @@ P(SLA met) is ``OperatingPoint.probability``. A point whose value meets every bo
 
 from __future__ import annotations
 
+from math import isinf
+
 from policies.constraint import Constraint
 from policies.numbers import short_beside
 from policies.points import OperatingPoint
@@ -44,6 +46,8 @@ def verdict(point: OperatingPoint, sla: Sla) -> str:
 
 def missed_text(constraint: Constraint, actual: float | None) -> str:
     """A bound that is missed and what was found instead, as in ``p95_ttft_ms<=500 but 612``."""
+    if actual is not None and isinf(actual):  # what failed has no latency, however long one waits
+        return f"{constraint}: too many requests failed"
     found = "not observed" if actual is None else short_beside(actual, constraint.bound)
     return f"{constraint} but {found}"
 

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import end, fail, log, print_json, progress_bar, progress_console
+from api.cli.common import (
+    end,
+    end_interrupted,
+    fail,
+    log,
+    print_json,
+    progress_bar,
+    progress_console,
+)
 from api.cli.engine_options import MOST_SEED
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import JudgedWorkload
+from api.cli.interrupts import stoppable
 from api.cli.key_options import ServerKey
 from api.cli.pictured import DrawnOutput
 from policies.numbers import short
@@ -81,7 +90,7 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
 
     A workload is a trace or a process with options, among them seconds=, scale=, max_input= and
     max_output=; what they cut is printed on stderr. Requests that got fewer tokens than they asked
-    for are told, and judged by the SLA as they came.
+    for are told, and judged by the SLA as they came. Ctrl-C tells what was measured so far.
     """
     from policies.attainment import judge
     from policies.report import measurement_json, sla_json
@@ -101,6 +110,7 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
     with (
         HttpTarget(server.url, server.model or served.name, api_key=server.access.key) as target,
         _Progress(len(load)) as show,
+        stoppable("the answer from the requests so far follows") as is_stopped,
     ):
         measurement = run_load(
             load,
@@ -109,8 +119,13 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
             timeout_s=replayed.timeout_s,
             vocab_size=replayed.vocab_size,
             on_progress=show,
+            should_stop=is_stopped,
         )
         num_wrong_usages = target.num_wrong_usages
+    if is_interrupted := is_stopped():
+        log(f"interrupted: {_ended_text(measurement)}")
+    if is_interrupted and not measurement.completed:
+        end_interrupted()
     _warn_about_lag(measurement)
     short = _short_outputs(load, measurement)
     _warn_about_answers(short, num_wrong_usages)
@@ -124,6 +139,7 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
         "short_outputs": short,
         "workload": load.describe(),
         "seed": replayed.seed,
+        "is_interrupted": is_interrupted,
     }
     output.write(document)
     output.draw(lambda: _picture(measurement, constraints, name, load, replayed.seed))
@@ -131,7 +147,11 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
         print_json(document)
     else:
         _print_tables(document, measurement, constraints)
-    end(ExitCode.of(measurement, constraints))
+    end(ExitCode.INTERRUPTED if is_interrupted else ExitCode.of(measurement, constraints))
+
+
+def _ended_text(measurement: Measurement) -> str:
+    return f"{len(measurement.completed)} of {len(measurement.timings)} requests had ended"
 
 
 def _picture(

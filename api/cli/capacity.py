@@ -11,6 +11,7 @@ import typer
 
 from api.cli.capacity_live import LiveServer, refuse_simulated
 from api.cli.common import (
+    end_interrupted,
     end_not_met,
     fail,
     log,
@@ -69,7 +70,8 @@ def capacity(
     """Find the highest rate (or number of clients) of a workload that a plan, simulated, or a
     running server (--url) carries within the SLA, with its interval and what binds there.
 
-    The workload's arrivals are thinned or repeated, so that its burstiness is kept.
+    The workload's arrivals are thinned or repeated, so that its burstiness is kept. With --url
+    Ctrl-C tells what was found so far.
     """
     from policies.sla import Sla
     from tuner.answers.carried import carried
@@ -105,9 +107,10 @@ def capacity(
     if output.as_json:
         print_json(document)
     else:
-        print_lines([*title, *capacity_lines(document)])
-        if "live" in document:
-            print_lines(live_lines(document))
+        driven = live_lines(document) if "live" in document else []
+        print_lines([*title, *capacity_lines(document), *driven])
+    if document.get("is_interrupted"):
+        end_interrupted()
     if document["capacity"]["load"] is None:
         end_not_met()
 

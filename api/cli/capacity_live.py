@@ -10,6 +10,7 @@ import typer
 
 from api.cli.clock_bar import clock_bar
 from api.cli.common import fail
+from api.cli.interrupts import stoppable
 from api.cli.key_options import ServerKey
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class LiveServer:
         served = get_served_model(self.url, api_key=self.access.key)
         settings = find_settings(self.url, api_key=self.access.key)
         name = model or served.name
-        with clock_bar("capacity", self.seconds) as say:
+        what_is_kept = "the answer from the probes so far follows"
+        with clock_bar("capacity", self.seconds) as say, stoppable(what_is_kept) as is_stopped:
             search = LiveSearch(
                 workload=workload,
                 sla=sla,
@@ -75,8 +77,10 @@ class LiveServer:
                 estimates=lambda run, draw: measured_estimates(run, sla, seed=draw),
                 seconds=self.seconds,
                 on_probe=lambda probe: say(_told(probe, workload)),
+                should_stop=is_stopped,
             )
             live = search.run()
+            is_interrupted = is_stopped()
         return {
             **capacity_json(
                 live.found,
@@ -90,6 +94,7 @@ class LiveServer:
                 warnings=workload.warnings,
             ),
             "live": live_json(live, workload),
+            "is_interrupted": is_interrupted,
         }
 
     def _drive(self, model: str, seed: int) -> Drive:

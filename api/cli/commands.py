@@ -35,6 +35,44 @@ GROUPS = {
     "keys": "Make, list, rotate and revoke API keys of the service.",
     "db": "Look after the database.",
 }
+# How the help of gearshift itself lists them: by what one wants, first things first.
+SECTIONS = {
+    "To begin": ("doctor", "up", "demo", "model"),
+    "Ask without running": ("plan", "capacity", "simulate", "compare", "list", "backends"),
+    "Serve, load and measure": (
+        "engine",
+        "generate",
+        "bench",
+        "import",
+        "workload",
+        "profile",
+        "devices",
+    ),
+    "Find settings and use them": ("tune", "report", "export", "apply"),
+    "Run the service": (
+        "serve",
+        "jobs",
+        "recommendations",
+        "engines",
+        "policies",
+        "rollouts",
+        "decisions",
+        "cost-models",
+        "keys",
+        "audit",
+        "db",
+    ),
+}
+# What is typed for a command that has another name here.
+OTHER_NAMES = {
+    "what-if": "simulate",
+    "predict": "simulate",
+    "optimize": "tune",
+    "status": "engines list",
+    "observe": "engines observe",
+    "rollback": "policies rollback",
+    "diff": "policies diff",
+}
 _TABLE = {
     "model create": ("model:create", "Write a random checkpoint in Hugging Face format."),
     "generate": ("generate:generate", "Continue one prompt under a parallel plan."),
@@ -71,7 +109,7 @@ _TABLE = {
         "import_runs:import_runs",
         "Read results of vllm bench serve, GuideLLM and AIPerf.",
     ),
-    "profile": ("profile:profile", "Measure this machine's operators."),
+    "profile": ("profile:profile", "Measure what steps cost, on this machine or a server."),
     "simulate": ("simulate:simulate", "Predict a plan's latencies on a workload."),
     "capacity": ("capacity:capacity", "Find the highest load that a plan carries within an SLA."),
     "compare": ("compare:compare", "Compare static plans, Shift and an oracle on one load."),

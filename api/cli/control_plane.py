@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ViewT = TypeVar("ViewT", bound="View")
 SERVICE = "http://127.0.0.1:8700"
+SERVICE_VARIABLE = "GEARSHIFT_SERVICE"
+AWAY = f"; does 'gearshift serve' run there? Another address: --service, or {SERVICE_VARIABLE}"
 # A page of a list has no more rows.
 MOST_ROWS = 500
 NewestOption = Annotated[
@@ -40,7 +42,9 @@ EngineOption = Annotated[
 class ControlPlane:
     """The control plane that a command asks, and how the answer is told."""
 
-    service: Annotated[str, typer.Option(metavar="URL", help="The control plane.")] = SERVICE
+    service: Annotated[
+        str, typer.Option(metavar="URL", envvar=SERVICE_VARIABLE, help="The control plane.")
+    ] = SERVICE
     service_key: Annotated[
         str | None, key_option(CONTROL_KEY_VARIABLE, "The control plane's key.")
     ] = None
@@ -56,7 +60,7 @@ class ControlPlane:
         if self.service_key is None:
             fail(no_key(self.service))
         with (
-            answering(self.service, way_out="; does 'gearshift serve' run there?"),
+            answering(self.service, way_out=AWAY),
             open_client(self.service, self.service_key, timeout_s=timeout_s) as client,
         ):
             yield client

@@ -33,8 +33,23 @@ def doctor(
         print_json({"is_well": is_well, "findings": [each.to_json() for each in findings]})
     else:
         for finding in findings:
-            typer.echo(f"{finding.mark:8} {finding.part:10} {finding.found}")
+            _say(f"{finding.mark:8} {finding.part:10}", finding.found)
             if finding.way_out is not None:
-                typer.echo(f"{'':19} -> {finding.way_out}")
+                _say(f"{'':19} ->", finding.way_out)
     if not is_well:
         end(ExitCode.MISTAKE)
+
+
+def _say(begin: str, text: str) -> None:
+    """``text`` beside ``begin``, on a terminal over as many lines as it takes, between words."""
+    from textwrap import wrap
+
+    from rich.console import Console
+
+    console = Console()
+    room = console.width - len(begin) - 1
+    lines = [text]
+    if console.is_terminal and room > 0:
+        lines = wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    for nth, line in enumerate(lines):
+        typer.echo(f"{begin if nth == 0 else ' ' * len(begin)} {line}")

@@ -17,6 +17,7 @@ OTHERS = frozenset(
         "KNOB_KEY",
         "CONTROL_KEY",
         "CONTROL_RETRIES",
+        "SERVICE",
         "CATALOG",
         "DATA_DIR",
         "NO_COMPILER",

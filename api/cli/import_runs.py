@@ -67,8 +67,8 @@ def _print_run(run: dict[str, Any]) -> None:
         return "-" if value is None else short(value)
 
     console = Console()
-    title = f"{run['tool']}: {run['name']} ({run['file']})"
-    table = Table("milliseconds", "id", "mean", "p50", "p90", "p95", "p99", title=title)
+    title = f"{run['tool']}: {run['name']} ({run['file']}), ms"
+    table = Table("metric", "id", "mean", "p50", "p90", "p95", "p99", title=title)
     metrics, ids = run["metrics"], run["metric_ids"]
     for name in SHOWN:
         if (values := metrics.get(name)) is not None:

@@ -14,13 +14,20 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from api.cli.commands import COMMANDS, GROUPS, CommandRef
+from api.cli.commands import COMMANDS, GROUPS, OTHER_NAMES, SECTIONS, CommandRef
 from api.cli.common import domain_errors, end, fail, log
 from api.cli.environment import warn_about_variables
-from api.cli.examples import epilog
+from api.cli.examples import EXAMPLES, epilog
 from api.cli.exit_codes import EPILOG, ExitCode
 from engine.spec.names import did_you_mean
 
+# The mark keeps typer from filling the lines again.
+BEGIN = f"""\b
+To begin with a model of yours:
+gearshift up {EXAMPLES["up"].replace("./model", "DIR")}
+Every command's --help has an example.
+
+"""
 # The stub takes whatever comes, --help included, and hands it to the real command.
 PASS_EVERYTHING = {
     "ignore_unknown_options": True,
@@ -99,19 +106,39 @@ class _Group(TyperGroup):
         is_wrong = not word.startswith("-") and self.get_command(ctx, word) is None
         if is_wrong and not ctx.resilient_parsing:
             way_out = f"see {ctx.command_path} --help"
-            fail(f"no command {word!r}{did_you_mean(word, self.commands)}; {way_out}")
+            fail(f"no command {word!r}{self._meant(word)}; {way_out}")
         name, stub, rest = super().resolve_command(ctx, args)
         ref = getattr(stub, "ref", None)
         if not ctx.resilient_parsing or ref is None:
             return name, stub, rest
         return name, typer.main.get_command(_load(ref)), rest
 
+    def _meant(self, word: str) -> str:
+        """Which command a word that is none stands for, as far as that can be told."""
+        return did_you_mean(word, self.commands)
+
+
+class _Root(_Group):
+    """The program itself: its commands by what one wants."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        width = max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(f"{name:{width}}", self.commands[name].help or "") for name in names]
+                )
+
+    def _meant(self, word: str) -> str:
+        other = OTHER_NAMES.get(word.lower())
+        return super()._meant(word) if other is None else f" (did you mean {other!r}?)"
+
 
 def _group(text: str, *, is_root: bool = False) -> typer.Typer:
     return typer.Typer(
-        cls=_Group,
+        cls=_Root if is_root else _Group,
         help=text,
-        epilog=EPILOG,
+        epilog=BEGIN + EPILOG if is_root else EPILOG,
         no_args_is_help=True,
         rich_markup_mode=None,
         add_completion=is_root,

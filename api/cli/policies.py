@@ -91,7 +91,7 @@ def diff(
         print_json(document)
         return
     lines = [f"version {older.version} -> {newer.version}: {newer.reason}"]
-    lines += [f"  {one['knob']}: {one['from']} -> {one['to']}" for one in changes]
+    lines += [f"  {one['knob']}: {_plain(one['from'])} -> {_plain(one['to'])}" for one in changes]
     print_lines(lines if changes else [*lines, "  nothing differs"])
 
 
@@ -193,4 +193,7 @@ def _differences(before: Json, after: Json, within: str = "") -> Iterator[Json]:
 
 
 def _plain(value: Any) -> str:
+    """As it is written in a patch, but for null."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return "none" if value is None else str(value)

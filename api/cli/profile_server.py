@@ -255,8 +255,8 @@ def _print_plan(console: Any, known: ProfiledPlan) -> None:
             seen.name, short(1e3 * seen.seconds), f"{seen.spread:.0%}", str(seen.repeats), off
         )
     console.print(table, soft_wrap=False)
+    console.print(f"a load that no fit saw, {known.check}:")
     checks = Table("metric", "measured", "simulated", "off")
-    checks.title = f"a load that no fit saw: {known.check}"
     for check in known.checked:
         values = (short(check.measured), short(check.simulated))
         checks.add_row(check.metric, *values, f"{_signed(-check.log_error)} %")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.answers import answering, open_client
-from api.cli.common import fail
+from api.cli.common import fail, log
 from api.cli.engine_options import JsonOption
 from api.cli.groups import check_writable, writing
 from api.cli.key_options import CONTROL_KEY_VARIABLE
@@ -69,6 +69,7 @@ def report(
         return
     with writing():
         out.write_text(text, encoding="utf-8")
+    log(f"report: {out}")
 
 
 def _form(named: str | None, out: Path | None) -> Form:

@@ -170,6 +170,6 @@ def _canary_lines(found: RolloutView) -> list[str]:
     return [
         f"  SLA attainment: candidate {canary.candidate_attainment:.3f}, control "
         f"{canary.control_attainment:.3f} over {canary.pairs} pairs ({canary.set_aside} set aside)",
-        f"  difference within {effect.low:+.3f} and {effect.high:+.3f}; the candidate served "
+        f"  difference between {effect.low:+.3f} and {effect.high:+.3f}; the candidate served "
         f"{canary.exposed_s:.0f} s, {canary.exposed_requests} requests",
     ]

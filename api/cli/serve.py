@@ -35,7 +35,7 @@ def serve(
     settings = settings.model_copy(update={"max_connections": connections})
     # First: a start that fails must not leave a key behind that nobody saw.
     with listen(settings.host, settings.port) as listener:
-        announce = partial(_announce, url_of(settings.host, listener), as_json=as_json)
+        announce = partial(_announce, url_of(settings.host, listener), settings, as_json=as_json)
         _serve(settings, listener, announce)
 
 
@@ -114,12 +114,15 @@ def _find_key(settings: ServiceSettings, announce: Callable[[str | None], None])
             announce(None)
 
 
-def _announce(url: str, first_key: str | None, *, as_json: bool) -> None:
+def _announce(url: str, settings: ServiceSettings, first_key: str | None, *, as_json: bool) -> None:
     if as_json:
         print_json({"url": url, "admin_key": first_key})
         return
     if first_key is not None:
         typer.echo(f"admin key, shown only now: {first_key}")
+    elif settings.admin_key is not None:
+        typer.echo("the admin key is that of GEARSHIFT_ADMIN_KEY")
     else:
         typer.echo("keys are as before; a lost one: gearshift keys create NAME --scope admin")
-    typer.echo(f"serving on {url} (API description at {url}/docs)")
+    pages = f"pages at {url}, " if settings.has_dashboard else ""
+    typer.echo(f"serving on {url} ({pages}API description at {url}/docs)")

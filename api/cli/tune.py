@@ -378,4 +378,5 @@ class _Progress(TrialBar):
             self.advance()
         elif event.kind == "spent":  # tuner.search.costs.SPENT, not loaded for --help
             self._keeper.tell(event.kind, event.data)
-        self.say(f"{event.kind}: {event.message}")
+        is_named = event.message.startswith(event.kind)
+        self.say(event.message if is_named else f"{event.kind}: {event.message}")

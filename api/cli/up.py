@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from api.clients.client import Client
     from api.demo.processes import Children
     from api.schemas.tuning import RecommendationView
+    from store.models import JobState
 
 DEFAULT_WORKLOAD = "poisson:rate=2,input=256,output=64,seconds=30"
 REGISTER_S = 120.0
@@ -197,9 +198,16 @@ def _tune(
         for warning in client.get_tuning_report(job.id)["warnings"]:
             log(f"warning: {warning}")
     if job.recommendation_id is None:
-        log(f"up: {job.state.value}, so {first.plan} is served")
+        log(f"up: {_why_none(job.state)}, so {first.plan} (--plan) is served")
         return None
     return client.get_recommendation(job.recommendation_id)
+
+
+def _why_none(state: JobState) -> str:
+    """Why there is nothing to serve by."""
+    if state.value == "infeasible":
+        return "nothing was found that meets the SLA with enough certainty"
+    return f"the search has {state.value}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +261,8 @@ class Starting:
 def _tell(
     url: str, engine: dict[str, Any], key: str, found: RecommendationView | None, *, as_json: bool
 ) -> None:
+    from api.web.settings import ServiceSettings
+
     if as_json:
         print_json(
             {
@@ -264,7 +274,8 @@ def _tell(
             }
         )
         return
+    pages = " with its pages" if ServiceSettings().has_dashboard else ""
     typer.echo(
-        f"ready: {engine['url']} serves the model (OpenAI API); {url} is the control plane; "
+        f"ready: {engine['url']} serves the model (OpenAI API); {url} is the control plane{pages}; "
         f"key {key}; Ctrl-C ends both"
     )

@@ -32,7 +32,7 @@ class JobEvent:
             return (
                 f"pair {data['pair']}: SLA attainment: candidate "
                 f"{data['candidate_attainment']:.3f}, control {data['control_attainment']:.3f}; "
-                f"difference within {effect['low']:+.3f} and {effect['high']:+.3f}"
+                f"difference between {effect['low']:+.3f} and {effect['high']:+.3f}"
             )
         return str(data.get("message") or data.get("reason") or data.get("state") or "")
 

@@ -328,6 +328,7 @@ def _line(name: str, points: Sequence[Point], index: int) -> Json:
     return {
         "name": name,
         "type": "line",
+        "symbol": "circle",  # filled: an empty one is white on dark ground
         "showSymbol": True,  # a point between gaps has no line
         "symbolSize": 4,
         "connectNulls": False,
@@ -354,4 +355,5 @@ def _marks(level: list[Json], upright: list[Json]) -> Json:
 
 
 def _label(position: str) -> Json:
-    return {"formatter": "{b}", "position": position, "textBorderColor": "transparent"}
+    found: Json = {"formatter": "{b}", "position": position, "textBorderColor": "transparent"}
+    return found if position == "end" else {**found, "distance": 6}

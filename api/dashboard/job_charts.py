@@ -10,6 +10,9 @@ from api.dashboard.layout import card, chart, redraw
 from policies.constraint import Constraint
 
 NOT_YET = "comparing the trials ..."
+NO_KNOB = "no knob made a difference among these trials"
+# Of the variance of latency; less is no difference.
+LEAST_SHARE = 0.001
 
 
 class Pictures:
@@ -69,11 +72,9 @@ def _front(known: Known) -> charts.Json:
 
 def _knobs(known: Known) -> charts.Json:
     found = known.importance.knobs if known.importance else []
-    return charts.bars(
-        "share of the variance of latency, 0 to 1",
-        {knob.knob: knob.share for knob in found},
-        none=NOT_YET,
-    )
+    told = {knob.knob: 100 * knob.share for knob in found if knob.share >= LEAST_SHARE}
+    none = NO_KNOB if found else NOT_YET
+    return charts.bars("share of the variance of latency, %", told, none=none)
 
 
 def _truth(known: Known) -> charts.Json:

@@ -55,7 +55,8 @@ border:1px solid var(--line);background:var(--card);color:var(--ink);white-space
 .go{background:var(--go);border-color:var(--go);color:var(--card)}
 .risk{color:var(--bad);border-color:var(--bad)}
 .go:disabled,.plain:disabled,.risk:disabled{opacity:.5;cursor:default}
-a.go{text-decoration:none;display:inline-block}
+a.go,a.plain{text-decoration:none;display:inline-block}
+.card>.go,.card>.plain{margin-top:.75rem}
 .row{display:flex;flex-wrap:wrap;gap:.5rem .75rem;align-items:center}
 .fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:.25rem 1.25rem}
 .w-full,input[type=range]{width:100%}input[type=range]{accent-color:var(--go)}
@@ -63,10 +64,11 @@ a.go{text-decoration:none;display:inline-block}
 .fields .q-field{padding-bottom:2.5rem}.fields .wide{grid-column:span 2}
 .q-field__bottom,.q-field__messages{line-height:1.35}
 .slide{padding-top:.55rem}.slide .soft{line-height:1.2;margin-bottom:.35rem}
-.q-checkbox{display:flex;flex-wrap:nowrap}
+.q-checkbox{display:flex;flex-wrap:nowrap;gap:0;margin-left:-.5rem}
 label.file{font-weight:600;display:block}
 input[type=file]{font:inherit;max-width:100%;margin:.25rem 0 .75rem;color:var(--ink)}
-.spread{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;justify-content:space-between}
+.grid2:has(>.hidden)>.card:last-child{grid-column:1/-1}
+.spread{margin-bottom:.75rem;display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;justify-content:space-between}
 .q-table__card,.body--dark .q-table__card{background:none;color:inherit;box-shadow:none}
 .q-table thead tr{height:auto}
 .q-table th{color:var(--soft);font-size:.85rem;white-space:normal;vertical-align:bottom;
@@ -85,7 +87,8 @@ padding-bottom:.4rem}
 .q-table__bottom-nodata-icon{display:none}
 .q-card,.body--dark .q-card{background:var(--card);color:var(--ink)}
 .nicegui-echart{height:17rem;width:100%}
-.nicegui-echart svg text{fill:var(--soft)}
+.nicegui-echart svg text{fill:var(--soft);stroke:var(--card);stroke-width:3px;paint-order:stroke;
+stroke-linejoin:round}
 .bar{height:.6rem;border-radius:99px;background:var(--nonebg);overflow:hidden;width:100%}
 .bar>div{height:100%;background:var(--go)}
 @media(max-width:760px){
@@ -98,10 +101,10 @@ border-bottom:1px solid var(--line)}
 .q-table tbody td{display:flex;justify-content:space-between;gap:1rem;border:0!important;
 padding:.15rem 0!important;text-align:right!important;
 overflow-wrap:anywhere}
-.q-table tbody td.breaks{min-width:0}.q-table tbody td>*{min-width:35%}
+.q-table tbody td.breaks{min-width:0}.q-table tbody td>*{min-width:0;text-align:left}
 .q-table tbody td a{white-space:normal}
-.q-table tbody td:before{content:attr(data-label);color:var(--soft);text-align:left;flex:0 1 auto;
-overflow-wrap:break-word;position:static;background:none}
+.q-table tbody td:before{content:attr(data-label);color:var(--soft);text-align:left;flex:0 0 auto;
+max-width:45%;overflow-wrap:break-word;position:static;background:none}
 .q-table tbody tr:last-child{border-bottom:0}
 .who>.soft{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;min-width:0}
 .who .q-field{min-width:9.5rem}

@@ -21,6 +21,10 @@ from tuner.spec.errors import TunerError
 DocumentT = TypeVar("DocumentT")
 # The answer itself; the others are its alternatives.
 RECOMMENDED = "recommended"
+NOTHING = (
+    "nothing is recommended there: no plan met the SLA; ask for looser bounds or less load, or "
+    "name settings yourself (engine serve --plan PLAN)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +133,7 @@ def read_recommendation(recommendation: Json | None, job_spec: Json | None) -> A
 
 def _read_tuned(found: _Tuned, choice: str | None) -> Answer:
     if found.recommendation is None:
-        raise TunerError("nothing is recommended there: no plan met the SLA")
+        raise TunerError(NOTHING)
     known = {RECOMMENDED: found.recommendation, **found.alternatives}
     chosen = _choose(known, choice)
     place = _place_of(TuningSpec.from_json(found.spec))
@@ -138,7 +142,7 @@ def _read_tuned(found: _Tuned, choice: str | None) -> Answer:
 
 def _read_planned(found: _Planned, choice: str | None) -> Answer:
     if not found.best:
-        raise TunerError("nothing is recommended there: no plan met the SLA")
+        raise TunerError(NOTHING)
     chosen = _choose(found.best, choice)
     place = Place(
         model=found.model.name,

@@ -18,6 +18,7 @@ from typing import Any
 from engine.policy.document import KnobClass, check_envelope, classify, patched
 from engine.spec.errors import PolicyError
 from engine.spec.model import ModelConfig
+from engine.spec.names import did_you_mean
 from engine.spec.quantisation import quantisation_from_json
 from engine.spec.rope import RopeKind, RopeScaling
 from engine.spec.settings import Caps, Settings
@@ -115,7 +116,8 @@ class PolicyDocument:
         for name in patch:
             if name not in (*ENGINE_PART, *FIXED, "sla", "guards"):
                 known = ", ".join((*ENGINE_PART, "sla", "guards"))
-                raise PolicyError(f"/{name}: unknown knob; known here: {known}")
+                near = did_you_mean(name, known.split(", "))
+                raise PolicyError(f"/{name}: unknown knob{near}; known here: {known}")
             if name in FIXED and patch[name] != own[name]:
                 raise PolicyError(f"/{name}: is written by the service and cannot be changed")
         return self.from_json(patched(own, patch))
@@ -241,7 +243,8 @@ def _checked_guards(guards: Any) -> Json:
         raise PolicyError(f"/guards: {guards!r} is not an object")
     for name, value in guards.items():
         if name not in GUARDS:
-            raise PolicyError(f"/guards/{name}: unknown knob; known here: {', '.join(GUARDS)}")
+            near, known = did_you_mean(name, GUARDS), ", ".join(GUARDS)
+            raise PolicyError(f"/guards/{name}: unknown knob{near}; known here: {known}")
         if name == ON_DRIFT:
             _check_on_drift(value)
             continue

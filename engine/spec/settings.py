@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from engine.spec.admission import ADMISSION_KNOBS, Admission
 from engine.spec.errors import EngineError, PolicyError
 from engine.spec.modes import AUTO, TABLE, Mode, ModePin, pinned_mode, read_mode, read_pin
+from engine.spec.names import did_you_mean
 from engine.spec.plan import (
     AXES,
     DEFAULT_SHIFT_THRESHOLD,
@@ -291,7 +292,10 @@ def _section(document: Mapping[str, Any], name: str, known: tuple[str, ...]) -> 
 def _only(found: Mapping[str, Any], known: tuple[str, ...], pointer: str) -> None:
     for key in found:
         if key not in known:
-            raise PolicyError(f"{pointer}/{key}: unknown knob; known here: {', '.join(known)}")
+            near = did_you_mean(str(key), known)
+            raise PolicyError(
+                f"{pointer}/{key}: unknown knob{near}; known here: {', '.join(known)}"
+            )
 
 
 def _number(value: Any, pointer: str, kind: type) -> None:

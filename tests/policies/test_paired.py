@@ -32,3 +32,9 @@ def test_what_is_faster_on_some_draws_only_is_within_noise() -> None:
 )
 def test_a_difference_that_cannot_be_known_is_none(after: list[float], before: list[float]) -> None:
     assert paired_change(after, before) is None
+
+
+def test_a_change_that_rounds_to_nothing_has_no_minus() -> None:
+    assert str(Change(share=-0.0001, low=-0.002, high=0.0002)) == (
+        "+0.0 % (-0.2 .. +0.0, within noise)"
+    )

@@ -24,7 +24,7 @@ from policies.select import (
     select,
 )
 from policies.sla import Sla
-from policies.verdict import MIN_CHANCE, verdict
+from policies.verdict import MIN_CHANCE, missed_text, verdict
 
 SLA = Sla.parse("p95_ttft_ms<=200,p95_tpot_ms<=50,attainment>=0.9")
 SHIFT_PLAN = ParallelPlan(sp=2, tp=2, shift=True)
@@ -290,3 +290,9 @@ def test_a_verdict_tells_few_requests_from_a_narrow_miss() -> None:
     beliefs = {"attainment": Estimate(value=0.99, low=0.9, high=1.0, certainty=0.5)}
     told = verdict(replace(few, beliefs=beliefs), SLA)
     assert told.startswith("too few requests to show attainment: P(SLA met) 0.")
+
+
+def test_a_bound_that_failures_miss_is_told_without_a_number_that_is_none() -> None:
+    bound = Sla.parse("p95_ttft_ms<=500").constraints[0]
+    assert missed_text(bound, 612.0) == "p95_ttft_ms<=500 but 612"
+    assert missed_text(bound, float("inf")) == "p95_ttft_ms<=500: too many requests failed"

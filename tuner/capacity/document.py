@@ -133,27 +133,38 @@ def capacity_lines(document: dict[str, Any]) -> list[str]:
     answer, sla = document["capacity"], document["sla"]
     if answer["load"] is None:
         if not document["rates"]:
-            return ["no probe came to its end in time: take longer (--seconds)"]
+            way_out = "" if document.get("is_interrupted") else " in time: take longer (--seconds)"
+            return [f"no probe came to its end{way_out}"]
         least = document["rates"][0]
+        if document.get("is_interrupted"):
+            return [f"not known yet: {sla} is missed at {load_text(least)}, by {_by(answer)}"]
         return [
             f"no load meets {sla}: it is missed at {load_text(least)} already, by {_by(answer)}"
         ]
     at_least = "at least " if answer["is_at_least"] else ""
-    first = f"capacity: {at_least}{load_text(answer['load'])} within {sla}"
+    chance = f"with P of at least {document['min_probability']:g}"
+    first = f"capacity: {at_least}{load_text(answer['load'])} within {sla} {chance}"
     if answer["high"] is not None:
         first += f" (90 % interval {load_text(answer['low'])} to {load_text(answer['high'])})"
-    asked = document["asked"]
     way = "carried" if answer["carries_asked"] else "above what it carries"
-    lines = [first, f"asked: {load_text(asked)}, {way} ({_share(answer)} of it)"]
+    lines = [first, f"asked: {_asked(document['asked'])}, {way} ({_share(answer)} of it)"]
     if answer["binding"] is not None:
         lines.append(f"binding: {answer['binding']}")
     if (cliff := answer["cliff"]) is not None:
         word = "a cliff" if cliff["is_cliff"] else "no cliff"
+        # P counts on slow steps too, so all may meet their bounds beyond the capacity.
+        steps = "with steps as fast as foreseen " if document["fidelity"] == "simulated" else ""
         lines.append(
-            f"{word}: with 10 % more load {100 * cliff['attainment_above']:.1f} % of the requests "
-            f"meet their bounds, {100 * cliff['attainment']:.1f} % at the capacity"
+            f"{word}: {steps}{100 * cliff['attainment']:.1f} % of the requests meet their bounds "
+            f"at the capacity, {100 * cliff['attainment_above']:.1f} % with 10 % more load"
         )
     return lines
+
+
+def _asked(load: dict[str, Any]) -> str:
+    """The load of the workload as it was drawn, whose rate is not quite the one that was named."""
+    drawn = "" if load["rate_rps"] is None else " as the arrivals came"
+    return load_text(load) + drawn
 
 
 def _share(answer: dict[str, Any]) -> str:

@@ -99,7 +99,8 @@ class LiveSearch:
     than ``most_probes`` are made, however quickly they end. The first is at ``start``, the others
     ``stride`` times up or down until the capacity lies between two. ``lag_ms`` is how late the
     driver may be (None: as :func:`most_lag_ms` says); where clients are to be on the server's own
-    cores, their lateness is a part of what is asked for, and no probe is set aside for it.
+    cores, their lateness is a part of what is asked for, and no probe is set aside for it. Once
+    ``should_stop`` says so it ends as if the time were used.
 
     Raises:
         TunerError: a workload without a rate, or too little time.
@@ -116,6 +117,7 @@ class LiveSearch:
     start: float = 1.0
     stride: float = 2.0
     lag_ms: float | None = None
+    should_stop: Callable[[], bool] = lambda: False
     _probes: list[Probe] = field(default_factory=list)
     _late: list[LateProbe] = field(default_factory=list)
     _undrivable: float | None = None
@@ -222,7 +224,7 @@ class LiveSearch:
 
     @property
     def _is_over(self) -> bool:
-        return time.monotonic() - self._start_s > self.seconds
+        return time.monotonic() - self._start_s > self.seconds or self.should_stop()
 
     def _found(self) -> Capacity:
         probes = tuple(self._probes)

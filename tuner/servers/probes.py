@@ -15,6 +15,7 @@ from statistics import mean, median
 from engine.spec.measurement import Measurement, Outcome, RequestTiming
 from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
+from policies.numbers import counted
 from tuner.spec.errors import LoadError
 from tuner.spec.front_end import FrontEnd
 from tuner.step_model.server_fit import SeenSteps
@@ -57,7 +58,7 @@ class Probe:
     def name(self) -> str:
         if self.is_prompt:
             return f"prompt of {self.prompt}"
-        return f"{self.streams} streams after prompts of {self.prompt}"
+        return f"{counted(self.streams, 'stream')} after prompts of {self.prompt}"
 
     @property
     def is_prompt(self) -> bool:

@@ -183,7 +183,7 @@ class Workload:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What was cut, and what a fixed length implies."""
-        cuts = tuple(f"workload: {cut}" for cut in self.source.cuts)
+        cuts = tuple(f"workload: {cut}" for cut in self.source.cuts if cut.rows)
         return (*cuts, self._lockstep_warning) if self.is_lockstep else cuts
 
     @property

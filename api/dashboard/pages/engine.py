@@ -60,6 +60,7 @@ DECISIONS = (
     ("not", "Not taken"),
 )  # fmt: skip
 NO_BEAT = "no heartbeat has come"
+NO_METRICS = "its metrics have not come"
 NO_DECISION = (
     "None: the controller works on engines that run a recommendation. Apply one from a tuning job."
 )
@@ -295,19 +296,24 @@ def _load(seen: Seen) -> charts.Json:
         "running": [(b.begin, float(b.running)) for b in seen.bins],
         "waiting": [(b.begin, float(b.waiting)) for b in seen.bins],
     }
-    return charts.over_time("requests", series, marks=_marks(seen), none=NO_BEAT)
+    return charts.over_time("requests", series, marks=_marks(seen), none=_nothing(seen))
 
 
 def _kv(seen: Seen) -> charts.Json:
     points = [(b.begin, b.kv_usage and b.kv_usage * 100) for b in seen.bins]
-    none = "its page does not tell" if seen.bins else NO_BEAT
+    none = "its page does not tell" if seen.bins else _nothing(seen)
     return charts.over_time("% of blocks", {"KV cache": points}, most=100, none=none)
 
 
 def _rate(seen: Seen) -> charts.Json:
     points = [(b.begin, b.rate_rps) for b in seen.bins]
     series = {"arriving": points}
-    return charts.over_time("requests/s", series, marks=_marks(seen), none=NO_BEAT)
+    return charts.over_time("requests/s", series, marks=_marks(seen), none=_nothing(seen))
+
+
+def _nothing(seen: Seen) -> str:
+    """Why there is nothing to draw: engines of ours report, observed servers are looked at."""
+    return NO_BEAT if seen.outside is None else NO_METRICS
 
 
 def _decisions(seen: Seen) -> list[Row]:

@@ -53,7 +53,10 @@ async def show(request: Request) -> None:
                 wanted = ui.input("Show engines with").props("dense clearable debounce=200")
             shown = table(COLUMNS, list(found), none="No engine has that.", page=ROWS)
         with card() as nothing:
-            empty("No engine has registered yet.", "Start one, or look at a server that runs.")
+            empty(
+                "No engine has registered yet.",
+                "Add one below: an engine of Gearshift, or a vLLM or SGLang server that runs.",
+            )
         ui.link("Add an engine", "/engines/new").classes("go").style("margin-top:1rem")
 
     def fill(rows: list[Row]) -> None:

@@ -43,7 +43,7 @@ async def show(request: Request) -> None:
             empty(
                 "No tuning job yet.",
                 "A job looks for the settings that meet an SLA: start one above, or by gearshift "
-                "tune --service.",
+                "jobs create.",
             )
 
     def choose(listed: list[TuningJobView]) -> None:

@@ -149,7 +149,7 @@ def _say(known: Known, answer: Json) -> None:
 def _numbers(answer: Json, bounded: dict[str, str]) -> None:
     """Predicted beside measured, and the intervals of what the SLA bounds."""
     predicted, measured = answer.get("predicted") or {}, answer.get("measured") or {}
-    columns = [("metric", "ms"), *((p, p) for p in PERCENTILES)]
+    columns = [("metric", "Latency, ms"), *((p, p) for p in PERCENTILES)]
     rows: list[Row] = []
     for metric in METRICS:
         for kind, metrics in (("predicted", predicted), ("measured", measured)):
@@ -228,7 +228,7 @@ def _bands(schedule: Json | None) -> None:
             "lengths": f"{words.number(band['mean_input_tokens'], 0)} in, "
             f"{words.number(band['mean_output_tokens'], 0)} out",
             "settings": words.settings_of(band["settings"]),
-            "headroom": words.number(band.get("headroom"), 2),
+            "headroom": words.share(band.get("headroom")),
         }
         for index, band in enumerate(schedule["bands"])
     ]
@@ -238,7 +238,7 @@ def _bands(schedule: Json | None) -> None:
                 ("rate", "Requests/s"),
                 ("lengths", "Mean tokens"),
                 ("settings", "Settings"),
-                ("headroom", "SLA headroom"),
+                ("headroom", "Headroom to the tightest bound"),
             ),
             rows,
         )

@@ -110,6 +110,7 @@ class _Page:
 
     def _build(self, names: _Names) -> None:
         self._model = ui.select(names.models, value=MODEL, label="Model", with_input=True)
+        self._model.props('hint="One of the list; bf16, unless it is published otherwise"')
         self._device = ui.select(
             names.devices, value=DEVICE, label="Device", with_input=True, new_value_mode="add"
         )
@@ -125,6 +126,7 @@ class _Page:
         self._plan = ui.input("Plan", value="tp=8")
         self._plan.props('hint="As tp=8 or sp=4,tp=2,shift"')
         self._backend = ui.select(names.backends, value=BACKEND, label="Serving system")
+        self._backend.props('hint="Whose scheduler and defaults are simulated"')
         self._rate = _Slider("Requests/s", 4, least=0.5, most=100, step=0.5)
         self._input = _Slider("Input, tokens", 1000, least=50, most=16_000, step=50)
         self._output = _Slider("Output, tokens", 200, least=10, most=4_000, step=10)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -149,6 +153,30 @@ def test_requests_that_time_out_end_with_their_own_exit_code(url: str) -> None:
     done = bench("--url", url, "--workload", spec, "--timeout-s", "0.0001", "--json")
     assert json.loads(done.stdout)["requests"]["timed_out"] == 2
     assert done.exit_code == 4
+
+
+def test_ctrl_c_tells_what_was_measured_so_far(url: str) -> None:
+    def interrupt() -> None:
+        wait_until(lambda: _num_ended(url) > before)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = _num_ended(url)
+    spec = "poisson:rate=20,input=8,output=2,seconds=600"
+    with ThreadPoolExecutor(1) as threads:
+        interrupted = threads.submit(interrupt)
+        done = bench("--url", url, "--workload", spec, "--sla", "p95_e2e_ms<=60000", "--json")
+    interrupted.result()
+    document = json.loads(done.stdout)
+    assert (done.exit_code, document["is_interrupted"]) == (130, True)
+    assert 0 < document["requests"]["completed"] < document["requests"]["cut"]
+    assert document["metrics"]["attainment"] == 1.0  # of those that ended
+    assert "stopping: " in done.stderr
+
+
+def _num_ended(url: str) -> float:
+    """Requests that the server has completed."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(x.split()[-1]) for x in lines if x.startswith("vllm:request_success_total"))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ def test_it_says_the_rate_its_interval_what_binds_and_whether_it_is_a_cliff(run:
     assert done.exit_code == 0, done.output
     for text in ("capacity: ", "requests/s within", "90 % interval", "asked: ", "binding: p95_"):
         assert text in done.stdout
-    assert "cliff: with 10 % more load" in done.stdout
+    assert "with P of at least 0.8" in done.stdout
+    assert "cliff: with steps as fast as foreseen" in done.stdout
 
 
 def test_a_terminal_sees_how_far_it_is_and_what_is_left(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.commands import COMMANDS
+from api.cli.commands import COMMANDS, OTHER_NAMES, SECTIONS
 from api.cli.examples import EXAMPLES
 from tests.api.cli.conftest import Run
 from tests.docs.typed import take
@@ -16,6 +16,16 @@ PATHS = [ref.path for ref in COMMANDS]
 
 def test_every_command_has_an_example() -> None:
     assert sorted(EXAMPLES) == sorted(PATHS)
+
+
+def test_the_help_of_the_program_lists_every_command_once_by_what_one_wants(run: Run) -> None:
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted({path.split()[0] for path in PATHS})
+    shown = run("--help").stdout
+    places = [shown.index(f"{title}:\n") for title in SECTIONS]
+    assert places == sorted(places)
+    for name in OTHER_NAMES.values():
+        assert name in PATHS
 
 
 @pytest.mark.parametrize("path", EXAMPLES)
@@ -31,6 +41,8 @@ def test_an_example_is_shown_as_it_is_typed_and_its_command_takes_it(path: str, 
     ("words", "meant"),
     [
         (("tun",), "tune"),
+        (("what-if",), "simulate"),
+        (("rollback",), "policies rollback"),
         (("engine", "serv"), "serve"),
         (("tune", "--modle", "x"), "--model"),
         (("bench", "--work-load", "x"), "--workload"),

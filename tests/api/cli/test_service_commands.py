@@ -135,6 +135,8 @@ def test_a_policy_is_changed_compared_and_rolled_back(operator: Operator, engine
     assert (alone.exit_code, "no two versions of its policy yet" in alone.stderr) == (2, True)
     dry = operator.reads("policies", "apply", "chat", patch, "--dry-run")
     assert "caps.max_num_seqs: 64 -> 96 (hot)" in dry
+    one_knob = operator.reads("policies", "apply", "chat", "caps.max_num_seqs=96", "--dry-run")
+    assert "caps.max_num_seqs: 64 -> 96 (hot)" in one_knob
     assert "dry run: nothing was changed" in dry
     changed = operator.told("policies", "apply", "chat", patch, "--reason", "evening")
     assert (changed["engine"], changed["version"]) == (engine_id, 2)
@@ -155,7 +157,8 @@ def test_a_policy_is_changed_compared_and_rolled_back(operator: Operator, engine
             "version 1 is the first: compare it with a later one, --to 3",
         ),
         (("apply", "chat", "{caps}"), "no JSON"),
-        (("apply", "chat", '{"cap": 1}'), "/cap: unknown knob"),
+        (("apply", "chat", '{"cap": 1}'), "/cap: unknown knob (did you mean 'caps'?)"),
+        (("apply", "chat", "caps.max_seqs=9"), "did you mean 'max_num_seqs'?"),
         (("show", "chatt"), "(did you mean 'chat'?)"),
     ):
         done = operator.types("policies", *words)

@@ -89,6 +89,15 @@ def test_a_late_driver_makes_no_verdict_and_its_rate_is_told() -> None:
     assert "this machine is too slow to send" in told
 
 
+def test_a_search_that_is_stopped_tells_what_was_found_so_far() -> None:
+    begun, seen = search(driven()), []
+    begun.on_probe = seen.append
+    begun.should_stop = lambda: len(seen) == 3
+    live = begun.run()
+    assert len(live.found.probes) == len(seen) == 3
+    assert live.seconds < begun.seconds
+
+
 def test_a_probe_cut_by_the_end_does_not_count_but_tells_what_ended_in_its_time() -> None:
     drive = driven()
     assert search(drive).run().cut_rps is None

@@ -98,3 +98,10 @@ def test_a_fixed_length_closed_loop_says_what_it_implies() -> None:
         parse_workload("closed:concurrency=1,requests=9,input=64,output=8", seed=0).warnings == ()
     )
     assert parse_workload("poisson:rate=4,seconds=9,input=64,output=8", seed=0).warnings == ()
+
+
+def test_a_cut_that_took_nothing_is_no_warning() -> None:
+    spec = "poisson:rate=4,seconds=9,input=64,output=8"
+    assert parse_workload(f"{spec},max_input=64", seed=0).warnings == ()
+    (told,) = parse_workload(f"{spec},max_input=32", seed=0).warnings
+    assert "max_input=32 shortened" in told

@@ -218,15 +218,17 @@ def test_a_run_that_is_repeated_finds_nothing_of_the_first_in_the_prefix_cache(
     tmp_path: Path,
 ) -> None:
     """Else the second would tell of a server that computes no prompts."""
-    create_model(tmp_path / "model", preset="tiny", seed=0)
+    folder = tmp_path / "model"
+    create_model(folder, preset="tiny", seed=0)
+    tokenizer = Tokenizer.from_dir(folder)
     load = "closed:concurrency=2,input=64,output=2,requests=4"
     with (
-        simulated_engine(tmp_path / "model", step_s=0.001, plan=ParallelPlan()) as engine,
-        serving(engine, tmp_path / "model") as server,
+        Engine(EngineConfig(model_dir=folder, num_kv_blocks=256), tokenizer=tokenizer) as engine,
+        serve(create_server(engine, tokenizer, model_name="tiny")) as address,
     ):
         for _ in range(2):
-            words = ["bench", "--url", server.url, "--workload", load, "--json"]
-            assert CliRunner().invoke(create_app(), words).exit_code == 0
+            done = bench("--url", address, "--workload", load, "--json")
+            assert done.exit_code == 0, done.output
         stats = engine.stats()
     assert stats.prefix_queries > 0
     assert stats.prefix_hits == 0

@@ -78,7 +78,7 @@ def reports(kept: Reports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 
 
 def test_an_engine_is_served_from_every_kind_of_answer(reports: Reports) -> None:
-    rehearsal = ("--paced", "2xh200")
+    rehearsal = ("--paced", "2xh200", "--frontends", 0)  # a front knows nothing of answers
     cheapest, fastest = (reports.planned[role]["settings"] for role in ("cheapest", "fastest"))
     for words, settings in (
         ((reports.plan,), cheapest),

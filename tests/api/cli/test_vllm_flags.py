@@ -9,8 +9,8 @@ from api.cli.vllm_flags import NEEDLESS, ONLY, REFUSED
 from tests.api.cli.conftest import Run
 from tests.api.cli.served import serving
 
-# Where only the words matter: ranks take seconds to start.
-PACED = ("--paced", "2xh200", "--dtype", "bfloat16")
+# Where only the words matter: ranks and a front take seconds to start.
+PACED = ("--paced", "2xh200", "--dtype", "bfloat16", "--frontends", 0)
 
 
 def policy_of(*words: object) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(
         "max-num-batched-tokens: 256\nenable-prefix-caching: false\ndisable-log-requests: true\n"
         "enable-lora: false\nserved-model-name: [m]\n",
     )
-    found = policy_of("--config", file, "-tp", 1, "--max-num-seqs", 8, "--frontends", 0, *PACED)
+    found = policy_of("--config", file, "-tp", 1, "--max-num-seqs", 8, *PACED)
     assert found["plan"] == {"dp": 2, "pp": 1, "sp": 1, "tp": 1}
     assert (found["caps"]["max_num_seqs"], found["caps"]["max_num_batched_tokens"]) == (8, 256)
     assert found["model"] == "m"

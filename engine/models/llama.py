@@ -20,9 +20,9 @@ from engine.spec.model import ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
 
-# On CPU so many rows of the FFN's wide middle exist at once: products are as fast with as many, and
-# the allocator keeps the memory. For 2,048 rows it asked the system anew in every layer, whose fresh
-# pages took 5 % of a prompt's time.
+# On CPU this many rows of the FFN's wide middle exist at once: products are as fast with as many,
+# and the allocator keeps their memory. That of 2,048 rows was asked of the system in every layer,
+# whose fresh pages took 5 % of a prompt's time.
 FFN_ROWS = 512
 
 
@@ -127,7 +127,7 @@ class LlamaStage:
         return layer.o(exchange.to_tokens(attended), mode)
 
     def _feed(self, x: Tensor, layer: LayerWeights, mode: Mode) -> Tensor:
-        parts = x.split(FFN_ROWS) if x.device.type == "cpu" else [x]
+        parts = torch.split(x, FFN_ROWS) if x.device.type == "cpu" else [x]
         gated = [
             self._kernels.silu_mul(layer.gate_up(rows, mode), self._ffn_blocks[mode])
             for rows in parts

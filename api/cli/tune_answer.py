@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from api.cli.capacity_table import print_capacity_table
-from api.cli.common import log, settings_column
+from api.cli.common import log
+from api.cli.tables import print_rows
 from api.cli.tune_costs import print_costs, print_finals
 from engine.spec.settings import Order, Settings
 from policies.numbers import short
@@ -23,7 +23,8 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
     """The whole answer, the recommendation and its command last."""
     console = Console(soft_wrap=True, highlight=False)
     if document["trials"]:
-        console.print(_trials_table(document), soft_wrap=False)
+        _print_trials(document)
+        _print_verdicts(console, document)
     else:
         console.print("no trial came to its end: what follows is simulated only")
     if (more := len(document["trials"]) - SHOWN_TRIALS) > 0:
@@ -46,32 +47,31 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
         console.print(f"go on from here: {document['resume']}")
 
 
-def _trials_table(document: dict[str, Any]) -> Table:
+def _print_trials(document: dict[str, Any]) -> None:
     is_live = any(map(_device_seconds, document["trials"]))
-    table = Table(
-        "trial",
-        settings_column(),
-        "fidelity",
-        "p95 TTFT, ms",
-        "p95 TPOT, ms",
-        "P(met)",
-        *(["device s"] if is_live else []),
-        "verdict",
-    )
+    headings = ["trial", "settings", "fidelity", "p95 TTFT, ms", "p95 TPOT, ms", "P(met)"]
+    rows = []
     for trial in document["trials"][:SHOWN_TRIALS]:
         metrics, chance = trial["metrics"], trial["sla_probability"]
-        table.add_row(
-            str(trial["number"]),
-            str(Settings.from_json(trial["settings"])),
-            trial["fidelity"],
-            _text(metrics, "p95_ttft_ms"),
-            _text(metrics, "p95_tpot_ms"),
-            "-" if chance is None else f"{chance:.2f}",
-            *([short(_device_seconds(trial))] if is_live else []),
-            # A server that died says why in its last line; stderr has those between.
-            _ends(trial["reason"]),
+        rows.append(
+            [
+                str(trial["number"]),
+                str(Settings.from_json(trial["settings"])),
+                trial["fidelity"],
+                _text(metrics, "p95_ttft_ms"),
+                _text(metrics, "p95_tpot_ms"),
+                "-" if chance is None else f"{chance:.2f}",
+                *([short(_device_seconds(trial))] if is_live else []),
+            ]
         )
-    return table
+    print_rows([*headings, *(["device s"] if is_live else [])], rows)
+
+
+def _print_verdicts(console: Console, document: dict[str, Any]) -> None:
+    """A line for each trial: in a column of the table a sentence takes ten lines of 80 columns."""
+    for trial in document["trials"][:SHOWN_TRIALS]:
+        # A server that died says why in its last line; stderr has those between.
+        console.print(f"trial {trial['number']} {_ends(trial['reason'])}", markup=False)
 
 
 def _ends(text: str) -> str:

@@ -71,7 +71,7 @@ def _print_verdicts(console: Console, document: dict[str, Any]) -> None:
     """A line for each trial: in a column of the table a sentence takes ten lines of 80 columns."""
     for trial in document["trials"][:SHOWN_TRIALS]:
         # A server that died says why in its last line; stderr has those between.
-        console.print(f"trial {trial['number']} {_ends(trial['reason'])}", markup=False)
+        console.print(f"trial {trial['number']}: {_ends(trial['reason'])}", markup=False)
 
 
 def _ends(text: str) -> str:

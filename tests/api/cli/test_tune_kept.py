@@ -60,7 +60,7 @@ def interrupted(*words: str, trials: int, presses: int = 1) -> subprocess.Comple
         try:
             for line in process.stderr:
                 lines.append(line)
-                seen += line.startswith("trial:")
+                seen += line.startswith("trial ")
                 if seen == trials:
                     break
             for _ in range(presses):
@@ -107,7 +107,7 @@ def test_a_job_killed_outright_has_its_finished_trials_kept(run: Run, data_dir: 
         assert process.stderr is not None
         seen = 0
         for line in process.stderr:
-            seen += line.startswith("trial:")
+            seen += line.startswith("trial ")
             if seen == 2:
                 break
         process.kill()

@@ -34,7 +34,7 @@ from policies.capacity_watch import (
 from policies.constraint import Metric
 from policies.decision import Action
 from policies.giving_back import due_back, note_enough
-from policies.shedding import Overload, begin_anew, lift, limit_admission
+from policies.shedding import SETPOINT, Overload, begin_anew, lift, limit_admission
 from policies.surge import forget_surge
 
 # A queue that grew while devices started shall be gone in as long.
@@ -215,14 +215,20 @@ def _met_rps(state: CapacityState, decision: CapacityDecision) -> float | None:
     if binding is not None and binding.metric in (Metric.TPOT_MS, Metric.ITL_MS):
         known = None if decision.action is Action.MOVE else memory.met_rps
         return math.inf if known is None else known / memory.request_size
-    if _is_first_token(decision.entry) and state.queue is not None and not state.queue.waiting:
-        return math.inf  # nobody waits: whatever missed is over
+    if _is_first_token(decision.entry) and _is_queue_short(state, decision):
+        return math.inf  # nobody waits for long: whatever missed is over
     if state.admitted_rps is not None:
         return None
     if state.attainment is None:  # too few to tell: as it was before
         return None if memory.met_rps is None else memory.met_rps / memory.request_size
     assert state.observed_rps is not None, "decided from an observation"
     return state.attainment * state.observed_rps / memory.request_size
+
+
+def _is_queue_short(state: CapacityState, decision: CapacityDecision) -> bool:
+    """Whether no more wait than what a limit on admission would leave waiting."""
+    borne = borne_requests(decision.memory, state.queue, decision.entry, state.table.sla)
+    return state.queue is not None and state.queue.waiting <= SETPOINT * (borne or 0.0)
 
 
 def _is_first_token(entry: CarriedRate) -> bool:

@@ -256,7 +256,7 @@ def test_a_limit_above_which_little_comes_is_lifted() -> None:
     assert limits_over(looks)[-1] is None
 
 
-def test_where_nobody_waits_for_a_first_token_what_missed_is_over() -> None:
+def test_where_nobody_waits_for_long_for_a_first_token_what_missed_is_over() -> None:
     bound = TABLE.sla.constraints[0]
     top = replace(entry(MOST), binding=bound)
     entries = tuple(replace(e, binding=bound) for e in TABLE.entries)
@@ -269,6 +269,8 @@ def test_where_nobody_waits_for_a_first_token_what_missed_is_over() -> None:
         queue=Queue(waiting=0.0, finished_rps=10.0),
     )
     assert decide_capacity(missed).admission_rps is None
+    few = replace(missed, queue=Queue(waiting=2.0, finished_rps=10.0))
+    assert decide_capacity(few).admission_rps is None
     waiting = replace(missed, queue=Queue(waiting=50.0, finished_rps=10.0))
     assert (decide_capacity(waiting).admission_rps or 0.0) < 9.0
 

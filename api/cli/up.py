@@ -207,7 +207,7 @@ def _why_none(state: JobState) -> str:
     """Why there is nothing to serve by."""
     if state.value == "infeasible":
         return "nothing was found that meets the SLA with enough certainty"
-    return f"the search has {state.value}"
+    return f"the search ended as {state.value}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ DRAWN_LENGTHS = "input=lognormal:400~0.9,output=lognormal:17~0.6"
 MOST_LENGTHS = "max_input=1024,max_output=32"
 # The guess serves so many clients at once as fast as it can; the scene's rate is this share of what
 # it then finishes.
-BUSY_CLIENTS, BUSY_REQUESTS, BUSY_SHARE = 16, 64, 0.5
+BUSY_CLIENTS, BUSY_REQUESTS, BUSY_SHARE = 16, 64, 0.65
 # Before and after are so long, the load that rises twice so long.
 ACT_S = 45.0
 # Windows of the second scene's rates.

@@ -18,6 +18,7 @@ from engine.executors.ranks import RankProcesses
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.errors import RankError
 from engine.spec.model import DType, ModelConfig
+from engine.spec.processor import num_cores
 from engine.spec.quantisation import WeightFormat
 from engine.spec.request import Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Settings
@@ -30,7 +31,7 @@ from tuner.profiling.operators import measuring_ranks, profile_operators
 from tuner.profiling.pieces import profile_pieces
 from tuner.profiling.profile import Profile, Took, merged, weights_of
 from tuner.spec.cancel import LOOK_EVERY_S, NEVER, Cancellation
-from tuner.spec.machine import num_cores, this_machine
+from tuner.spec.machine import this_machine
 from tuner.work.counts import model_sizes
 
 OnEvent = Callable[[str], None]

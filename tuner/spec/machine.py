@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from engine.spec.processor import num_cores as num_cores
-from engine.spec.processor import processor_facts, processor_name
+from engine.spec.processor import num_cores, processor_facts, processor_name
 
 DATA_DIR_VARIABLE = "GEARSHIFT_DATA_DIR"
 

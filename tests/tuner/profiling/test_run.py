@@ -17,6 +17,7 @@ from engine.models.create import create_model
 from engine.models.loader import Checkpoint
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import parse_plan
+from engine.spec.processor import num_cores
 from engine.spec.quantisation import WeightFormat
 from engine.spec.settings import Settings
 from tests.engine.quantised_checkpoints import KINDS, W8A8, Kind, quantise_checkpoint
@@ -28,7 +29,6 @@ from tuner.search.tune import TuningSpec, tune
 from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.cancel import Cancellation
 from tuner.spec.errors import CancelledError, TunerError
-from tuner.spec.machine import num_cores
 from tuner.step_model.fit import fit_step_model
 from tuner.step_model.model import NO_COST, ServingCost
 from tuner.work.counts import CollectiveKind

@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
+from policies.capacity_state import CapacityState
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.forecast import Backtest, Forecast
 from policies.load_history import SLOT_S, LoadHistory
@@ -52,3 +53,15 @@ def ahead(
         history=LoadHistory(rates_rps=np.array(past_rps or (busiest_rps,))),
         backtest=Backtest(forecaster="constant", errors=np.full(40, error)),
     )
+
+
+def state(rate_rps: float, replicas: int, **extra: object) -> CapacityState:
+    """What is known of an engine of so many replicas, and of its load."""
+    known: dict[str, object] = {
+        "table": table(),
+        "now_s": 10_000.0,
+        "current": entry(replicas),
+        "forecast": ahead(rate_rps),
+        "observed_rps": rate_rps,
+    }
+    return CapacityState(**{**known, **extra})

@@ -121,7 +121,7 @@ class _Group(TyperGroup):
 class _Root(_Group):
     """The program itself: its commands by what one wants."""
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - click calls it
         width = max(map(len, self.commands))
         for title, names in SECTIONS.items():
             with formatter.section(title):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import takewhile
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tuner.workload.beginnings import own_tokens
@@ -31,7 +31,13 @@ def alike(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
+def of_blocks(tokens: int, *ids: int) -> Arrival:
+    return Arrival(arrival_s=0.0, input_tokens=tokens, output_tokens=1, hash_ids=ids)
+
+
 @settings(max_examples=30, deadline=None)
+@example([of_blocks(1, 1), of_blocks(4, 1)])  # as much as the shorter one has
+@example([of_blocks(700, 0, 0), of_blocks(10, 0, 1), of_blocks(600, 0, 2)])  # an id out of reach
 @given(st.lists(arrivals, min_size=1, max_size=5))
 def test_a_prompt_owns_what_comes_after_all_that_it_shares(found: list[Arrival]) -> None:
     load = Workload(arrivals=tuple(found), source=SOURCE)

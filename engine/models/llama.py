@@ -20,10 +20,11 @@ from engine.spec.model import ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
 
-# On CPU this many rows of the FFN's wide middle exist at once: products are as fast with as many,
-# and the allocator keeps their memory. That of 2,048 rows was asked of the system in every layer,
-# whose fresh pages took 5 % of a prompt's time.
-FFN_ROWS = 512
+# The C library's allocator keeps no larger piece of memory. It asks the system anew each time, and
+# fresh pages for the FFN's wide middle took 5 % of a prompt of 2,048 tokens in float32.
+KEPT_BYTES = 32 * 2**20
+# Products of more rows are no faster.
+ENOUGH_ROWS = 512
 
 
 class LlamaStage:
@@ -46,6 +47,7 @@ class LlamaStage:
         self._weights = weights
         self._caches = caches
         self._ffn_blocks = {mode: plan.rung(mode).sp for mode in plan.modes}
+        self._ffn_widths = {mode: 2 * model.ffn_size // plan.rung(mode).tp for mode in plan.modes}
         self._exchanges = {
             mode: HeadExchange(
                 view,
@@ -127,9 +129,15 @@ class LlamaStage:
         return layer.o(exchange.to_tokens(attended), mode)
 
     def _feed(self, x: Tensor, layer: LayerWeights, mode: Mode) -> Tensor:
-        parts = torch.split(x, FFN_ROWS) if x.device.type == "cpu" else [x]
         gated = [
             self._kernels.silu_mul(layer.gate_up(rows, mode), self._ffn_blocks[mode])
-            for rows in parts
+            for rows in self._parts(x, mode)
         ]
         return layer.down(gated[0] if len(gated) == 1 else torch.cat(gated), mode)
+
+    def _parts(self, x: Tensor, mode: Mode) -> tuple[Tensor, ...]:
+        """``x[rows, d]`` in as few parts as keep the FFN's middle small enough, on a CPU."""
+        if x.device.type != "cpu":
+            return (x,)
+        num_bytes = len(x) * self._ffn_widths[mode] * x.element_size()
+        return torch.chunk(x, max(1, min(-(-num_bytes // KEPT_BYTES), len(x) // ENOUGH_ROWS)))

@@ -90,10 +90,11 @@ def test_a_registered_family_answers_as_the_model_it_renames(folder: Path, plan:
 
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("plan", ["tp=2", "sp=2,shift=1"])
-def test_more_rows_than_the_ffn_takes_at_once_are_answered_alike(
+def test_rows_that_the_ffn_takes_in_parts_are_answered_alike(
     folder: Path, plan: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama, "FFN_ROWS", 2)
+    monkeypatch.setattr(llama, "KEPT_BYTES", 1)
+    monkeypatch.setattr(llama, "ENOUGH_ROWS", 2)
     got = answers_on_threads(folder, plan, PROMPTS, max_tokens=MAX_TOKENS)
     wanted = reference(folder.parent / "qwen3", PROMPTS, max_tokens=MAX_TOKENS, dtype=torch.float64)
     assert [s.output for s in got] == [r.output for r in wanted]

@@ -21,7 +21,7 @@ from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
 
 # The C library's allocator keeps no larger piece of memory. It asks the system anew each time, and
-# fresh pages for the FFN's wide middle took 5 % of a prompt of 2,048 tokens in float32.
+# fresh pages for the FFN's wide middle took 2 to 5 % of a prompt of 2,048 tokens in float32.
 KEPT_BYTES = 32 * 2**20
 # Products of more rows are no faster.
 ENOUGH_ROWS = 512

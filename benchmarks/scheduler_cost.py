@@ -154,6 +154,7 @@ def _row(case: tuple[bool, bool], costs: Costs, num_seqs: int) -> str:
 
 
 def _hot_spots(profile: cProfile.Profile) -> list[str]:
+    # The table has no other way out, and its type is not published.
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
     own = sorted(stats.items(), key=lambda item: -item[1][2])[:PROFILED]
     total = sum(entry[2] for entry in stats.values())

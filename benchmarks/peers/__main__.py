@@ -59,6 +59,7 @@ class Cell:
         first = peer.ask(prompts, 1)
         if not self.is_decode:
             return first.seconds * 1e3, first.tokens
+        first = peer.ask(prompts, 1)  # again: the one before woke a peer that was stopped
         whole = peer.ask(prompts, OUTPUT_TOKENS)
         num_tokens = (OUTPUT_TOKENS - 1) * self.batch
         return num_tokens / (whole.seconds - first.seconds), whole.tokens

@@ -1,1 +1,1 @@
-"""Work of a request that takes long or much: done in a process of its own, under limits."""
+"""Long or large work of a request, done in a separate process under limits."""

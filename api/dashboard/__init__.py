@@ -1,1 +1,1 @@
-"""Pages for people in a browser, over the same services as REST."""
+"""Web pages for people, over the same services as REST."""

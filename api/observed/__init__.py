@@ -1,1 +1,1 @@
-"""Servers that are not ours: looked at by their address, and restarted where that is allowed."""
+"""Servers of other systems: observed by their address, and restarted where that is allowed."""

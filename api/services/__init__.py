@@ -1,1 +1,1 @@
-"""What the endpoints call: one function per use, all inside the caller's unit of work."""
+"""The functions behind the endpoints: one per use, all inside the caller's unit of work."""

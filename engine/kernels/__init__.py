@@ -1,1 +1,1 @@
-"""What a layer does besides its products: in torch, in Triton, and compiled for a CPU."""
+"""The operations of a layer except matrix products: in torch, in Triton, and compiled for CPU."""

@@ -1,1 +1,1 @@
-"""What the driver says of CUDA devices: power, energy, clocks, links. Absent without one."""
+"""Readings of CUDA devices from the driver: power, energy, clocks, links. None without a driver."""

@@ -1,1 +1,1 @@
-"""What one may say to an engine and hears of it: plans, models, requests, steps, measurements."""
+"""Values that describe what an engine gets and gives: plans, models, requests, steps, samples."""

@@ -1,1 +1,1 @@
-"""Characters and token ids: tokenizer, chat templates, pieces of text as tokens come."""
+"""From text to token ids and back: tokenizer, chat templates, text as tokens arrive."""

@@ -1,1 +1,1 @@
-"""What the host and its ranks say to each other, and how it travels."""
+"""Messages between the host and its ranks, and how they are sent."""

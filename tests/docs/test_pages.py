@@ -88,8 +88,8 @@ def test_the_index_of_decisions_lists_each_with_its_title_and_what_replaced_it()
         assert re.findall(r"replaced .*?by \[(\d+)\]", row) == replaced_by
 
 
-def test_architecture_tells_every_room_in_its_order_with_its_own_sentence() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
+def test_the_page_of_rooms_tells_each_in_its_order_with_its_own_sentence() -> None:
+    page = (ROOT / "docs" / "rooms.md").read_text()
     told = re.findall(r"^\| `([\w.]+)`(?: itself)? \| (.+) \|$", page, re.MULTILINE)
     house = read_house()
     rooms = [Room(package, name) for package in PACKAGES for name in ORDER[package]]

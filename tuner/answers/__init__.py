@@ -1,1 +1,1 @@
-"""Questions as a notebook or a command asks them, and answers as both show them."""
+"""Questions that a notebook or a command asks, and answers as both show them."""

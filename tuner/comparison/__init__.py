@@ -1,1 +1,1 @@
-"""Static plans, Shift, the ladder and the oracle on one load, by draws of it that all share."""
+"""Static plans, Shift, the ladder and the oracle on one load, with the same draws of it."""

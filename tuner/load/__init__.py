@@ -1,1 +1,1 @@
-"""Asking it of a live target: the open-loop driver, targets here and over HTTP, our own engine."""
+"""Sending load to a live target: the open-loop driver, targets here and over HTTP, our engine."""

@@ -1,1 +1,1 @@
-"""Pictures of answers: what is drawn, told once, and drawn as a page or as a still."""
+"""Pictures of answers: described once, and drawn as an interactive page or as a still image."""

@@ -1,1 +1,1 @@
-"""Words of the tuner: spaces of settings, machines, front ends, look-ahead, errors."""
+"""Values that the tuner shares: spaces of settings, machines, front ends, look-ahead, errors."""

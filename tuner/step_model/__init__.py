@@ -1,1 +1,1 @@
-"""Seconds of a step: fitted coefficients, their residual, and the files that keep them."""
+"""The time of a step: fitted coefficients, their residual, and the files that keep them."""

@@ -1,1 +1,1 @@
-"""What a step costs in operations: FLOPs, bytes and collectives of a model under a plan."""
+"""The operations of a step: FLOPs, bytes and collectives of a model under a plan."""

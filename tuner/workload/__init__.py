@@ -1,1 +1,1 @@
-"""What is asked: traces, synthetic arrivals, prompts that repeat a trace."""
+"""The load: traces, synthetic arrivals, prompts that repeat a trace."""

@@ -1,1 +1,1 @@
-"""HTTP in a process of its own beside the step loop, and both ends of the line between them."""
+"""HTTP in a separate process beside the step loop, and both ends of the connection between them."""

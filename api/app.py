@@ -34,7 +34,7 @@ from api.routes.quick_heartbeats import QuickHeartbeats
 from api.schemas.serving import HeartbeatOut
 from api.services import heartbeats
 from api.services.heartbeats import Beat
-from api.web.auth import KeyCheck, ensure_first_key
+from api.web.auth import KeyCheck, keep_configured_key
 from api.web.context import AppContext
 from api.web.description import complete
 from api.web.errors import answer_crash, install_error_handlers
@@ -85,8 +85,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        secret = settings.admin_key.get_secret_value() if settings.admin_key else None
-        ensure_first_key(context.database, secret, _announce_key)
+        _find_key(context)
         try:
             async with _at_work(context), dashboard.running():
                 yield
@@ -177,8 +176,16 @@ async def _keep_log_short(database: Database) -> None:
             structlog.get_logger("api.app").warning("no checkpoint", error=str(error))
 
 
-def _announce_key(secret: str) -> None:
-    """Say the first key once; only its hash is kept."""
-    structlog.get_logger("api.web.auth").warning(
-        "made the first admin key; it is shown only now", key=secret
-    )
+def _find_key(context: AppContext) -> None:
+    """Keep the configured admin key. Without one none is made here, as the log would have it:
+    ``gearshift serve`` makes the first one and shows it."""
+    settings = context.settings
+    if settings.admin_key is not None:
+        keep_configured_key(context.database, settings.admin_key.get_secret_value())
+        return
+    with context.database.read() as uow:
+        has_keys = uow.keys.count() > 0
+    if not has_keys:
+        structlog.get_logger("api.web.auth").warning(
+            "nobody has a key; make one: gearshift keys create NAME --scope admin"
+        )

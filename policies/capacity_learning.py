@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from statistics import NormalDist
 
 from policies.capacity_state import HOUR_S, CapacityMemory, CapacityState
 from policies.capacity_watch import is_queue_standing
+from policies.load_history import surely
 from policies.sla import Sla
 
 # Bounds of the correction by observation: it goes towards caution only.
@@ -143,8 +143,7 @@ def _rate_of_window(state: CapacityState) -> float:
 def surely_there(state: CapacityState) -> float:
     """The load that the last window would hardly exceed by luck."""
     assert state.observed_rps is not None, "decided from an observation"
-    luck = NormalDist().inv_cdf(max(state.limits.chance, 0.5)) * state.observed_luck
-    return state.observed_rps * max(1 - luck, 0.0)
+    return surely(state.observed_rps, state.observed_luck, state.limits.chance)
 
 
 def is_settling(since_s: float | None, state: CapacityState) -> bool:

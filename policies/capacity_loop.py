@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from engine.spec.admission import Admission
 from engine.spec.settings import Settings
+from policies.busy_rate import SETPOINT
 from policies.capacity_learning import (
     is_settling,
     may_miss,
@@ -34,7 +35,7 @@ from policies.capacity_watch import (
 from policies.constraint import Metric
 from policies.decision import Action
 from policies.giving_back import due_back, note_enough
-from policies.shedding import SETPOINT, Overload, begin_anew, lift, limit_admission
+from policies.shedding import Overload, begin_anew, lift, limit_admission
 from policies.surge import forget_surge
 
 # A queue that grew while devices started shall be gone in as long.
@@ -194,6 +195,7 @@ def _overload(state: CapacityState, decision: CapacityDecision) -> Overload:
         or decision.reason is CapacityReason.GUARD_PER_HOUR,
         met_rps=_met_rps(state, decision),
         finished_rps=0.0 if queue is None else queue.finished_rps,
+        busy_rps=memory.busy_rps(entry),
         is_finish_enough=_is_first_token(entry),
         waiting=0.0 if queue is None else queue.waiting,
         borne=math.inf if borne is None else borne,

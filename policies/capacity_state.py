@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from engine.spec.plan import ParallelPlan
+from policies.busy_rate import BusyRate
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.clock import ahead_s, back
 from policies.decision import Action
@@ -117,7 +118,8 @@ class CapacityMemory:
     seen since the last change), both smoothed. ``beyond_s``: when more came last than any entry
     carries. ``surge``: what arrivals told of a rise; ``flooded_s``: since when more waits than the
     entry in force works off in time. ``caution``: the share of the forecast's margin that is held,
-    from 0 to 1: less where hardly a request misses.
+    from 0 to 1: less where hardly a request misses. ``busy``: how many requests begin while a queue
+    is felt.
     """
 
     changes_s: tuple[float, ...] = ()
@@ -134,6 +136,7 @@ class CapacityMemory:
     surge: SurgeMemory = field(default_factory=SurgeMemory)
     flooded_s: float | None = None
     caution: float = 1.0
+    busy: BusyRate = field(default_factory=BusyRate)
 
     @property
     def changed_s(self) -> float | None:
@@ -165,7 +168,13 @@ class CapacityMemory:
                 read_s=back(surge.read_s, by_s),
                 alarmed_s=back(surge.alarmed_s, by_s),
             ),
+            busy=replace(self.busy, read_s=back(self.busy.read_s, by_s)),
         )
+
+    def busy_rps(self, entry: CarriedRate) -> float:
+        """Requests as long as they are now that ``entry`` began a second when a queue was felt; 0:
+        unknown."""
+        return self.busy.rps_of(str(entry.settings.plan)) / self.request_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from policies.busy_rate import felt_from, watch_busy
 from policies.capacity_state import CapacityLimits, CapacityMemory, Queue
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.constraint import Metric
@@ -16,7 +17,8 @@ from policies.surge import watch_arrivals
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """``requests`` that came in ``seconds`` up to ``now_s``, and the queue then (None: unknown).
+    """``requests`` that came in ``seconds`` up to ``now_s``, ``ended`` that ended after a first
+    token, and the queue then (None: unknown).
 
     ``observed_rps``: the rate of the last window, of the table's mix, and ``observed_luck`` its
     relative standard deviation under a steady load.
@@ -25,6 +27,7 @@ class Look:
     now_s: float
     seconds: float
     requests: float
+    ended: float = 0.0
     queue: Queue | None = None
     observed_rps: float = 0.0
     observed_luck: float = 0.0
@@ -40,7 +43,7 @@ def watch(
     """Take in one look; one of no length says nothing."""
     if look.seconds <= 0:
         return memory
-    memory = _with_breaks(memory, look, table)
+    memory = _with_busy(_with_breaks(memory, look, table), look, current, table)
     carried_rps = carried_requests_rps(memory, current)
     waiting = 0.0 if look.queue is None else look.queue.waiting
     surge = watch_arrivals(
@@ -73,6 +76,27 @@ def _with_breaks(memory: CapacityMemory, look: Look, table: CapacityTable) -> Ca
     return replace(memory, enough_since_s=since)
 
 
+def _with_busy(
+    memory: CapacityMemory, look: Look, current: CarriedRate, table: CapacityTable
+) -> CapacityMemory:
+    """What began, if a queue was felt all the time."""
+    queue = look.queue
+    borne = borne_requests(memory, queue, current, table.sla)
+    if queue is None or borne is None:
+        return memory
+    busy = watch_busy(
+        memory.busy,
+        plan=str(current.settings.plan),
+        now_s=look.now_s,
+        seconds=look.seconds,
+        ended=look.ended,
+        running=queue.running,
+        is_felt=queue.waiting > felt_from(borne),
+        request_size=memory.request_size,
+    )
+    return replace(memory, busy=busy)
+
+
 def is_news(memory: CapacityMemory) -> bool:
     """Whether a rise or a flood was seen after the last decision."""
     decided_s = -math.inf if memory.decided_s is None else memory.decided_s
@@ -101,15 +125,17 @@ def borne_requests(
     None: nobody knows.
 
     What is carried within the SLA may be far less than what is finished (where a bound on tokens
-    binds, or requests come in gusts), so a queue is worked off at the larger of both rates; but no
-    faster than was seen while one stood.
+    binds, or requests come in gusts), so a queue is worked off at the largest of what is carried,
+    what ends, and what began while an earlier one was felt; but no faster than was seen while one
+    stood.
     """
     bounds = [c.bound for c in sla.constraints if c.metric in (Metric.TTFT_MS, Metric.E2E_MS)]
     if queue is None or not bounds:
         return None
     worked_rps = memory.shedding.worked_rps or math.inf
-    rate_rps = min(max(carried_requests_rps(memory, current), queue.finished_rps), worked_rps)
-    return rate_rps * min(bounds) / 1e3
+    carried_rps = carried_requests_rps(memory, current)
+    known_rps = max(carried_rps, queue.finished_rps, memory.busy_rps(current))
+    return min(known_rps, worked_rps) * min(bounds) / 1e3
 
 
 def is_queue_standing(memory: CapacityMemory, queue: Queue | None, now_s: float) -> bool:

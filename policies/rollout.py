@@ -53,7 +53,11 @@ class RolloutReason(StrEnum):
     @property
     def is_undecided(self) -> bool:
         """Whether a canary ended before its difference was known."""
-        return self in (RolloutReason.EXPOSURE_CAP, RolloutReason.TIME_CAP)
+        return self in (
+            RolloutReason.EXPOSURE_CAP,
+            RolloutReason.TIME_CAP,
+            RolloutReason.LOAD_ABOVE_CAPACITY,
+        )
 
 
 class CanaryAction(StrEnum):
@@ -136,6 +140,11 @@ class Slice:
     asked_s: float
     began_s: float | None = None
     ended_s: float | None = None
+
+    @property
+    def is_exposing(self) -> bool:
+        """Whether the candidate serves, or may: until control's slice is in force, too."""
+        return self.arm is Arm.CANDIDATE or (self.number > 0 and self.began_s is None)
 
     def exposed_until(self, until_s: float) -> float:
         """Of control's slice what passed until it was in force: before, the candidate may serve."""
@@ -299,7 +308,7 @@ def _is_exposed_enough(state: CanaryState, canary: Canary) -> bool:
 def _counted(state: CanaryState) -> Canary:
     """Take in the pairs that are due."""
     canary, current = state.canary, state.canary.under_way
-    is_exposed = current is not None and current.arm is Arm.CANDIDATE
+    is_exposed = current is not None and current.is_exposing
     canary = replace(
         canary,
         seen_s=state.now_s,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from policies.busy_rate import SETPOINT, felt_from
+
 # Of those let in at the rate that is carried about this share meets the SLA.
 MET_OF_CARRIED = 0.9
 # Where the SLA bears few waiting, less than that can be let in of what ends: half at least, since
@@ -26,12 +28,9 @@ CUT = 0.5
 # A step that failed again is waited for twice as long, up to so many times ``calm_s``: somebody
 # misses each time.
 MOST_HOLDS = 4
-# What waits beyond a set point is worked off in so long (proportional control of the queue's
-# length): two looks, so that one look's delay does not make it swing. The set point is this share
-# of what the SLA bears. A queue is felt beyond it, if not by so many standard deviations of chance.
+# What waits beyond a set point (half of what the SLA bears) is worked off in so long (proportional
+# control of the queue's length): two looks, so that one look's delay does not make it swing.
 DRAIN_S = 20.0
-SETPOINT = 0.5
-CHANCE = 2.0
 # Rates at which queues are worked off are smoothed: windows overlap, and hold few requests.
 WORKED_ALPHA = 0.3
 # Of those that would be let in if nobody waited so many come in whatever waits.
@@ -81,8 +80,9 @@ class Overload:
     let in at most (None: whatever comes). ``has_no_way_out``: more capacity cannot be had.
 
     ``met_rps`` meet the SLA although more come than are carried (None: unknown). ``finished_rps``
-    end (0: unknown); ``is_finish_enough``: no bound on tokens keeps an engine from taking in as
-    many. ``waiting`` requests wait, of ``borne`` that the SLA bears; ``is_queue_long``: whether
+    end (0: unknown), and ``busy_rps`` began when a queue was felt, in this gust or in earlier ones
+    (0: unknown); ``is_finish_enough``: no bound on tokens keeps an engine from taking in as many.
+    ``waiting`` requests wait, of ``borne`` that the SLA bears; ``is_queue_long``: whether
     more than that (None: unknown), and ``is_queue_standing``: for so long that all that ended was
     worked off a queue. ``is_sla_met``: whether those let in met it (None: unknown), and
     ``may_miss`` the share of them that need not.
@@ -95,6 +95,7 @@ class Overload:
     has_no_way_out: bool = True
     met_rps: float | None = None
     finished_rps: float = 0.0
+    busy_rps: float = 0.0
     is_finish_enough: bool = True
     waiting: float = 0.0
     borne: float = math.inf
@@ -115,16 +116,16 @@ class Overload:
     @property
     def is_queue_felt(self) -> bool:
         """Whether more wait than the set point and chance explain."""
-        chance = min(CHANCE * math.sqrt(self.borne), self.borne)
-        return self.waiting > max(SETPOINT * self.borne, chance)
+        return self.waiting > felt_from(self.borne)
 
     def least_rps(self, worked_rps: float | None) -> float:
         """The level to begin with: what is carried, or as much as there is room for of what is
-        worked off a queue, where that is more; no more than that of ``worked_rps``, all that ended
-        once (None: unknown), whatever the table says."""
-        finished_rps = self.finished_rps if self.is_queue_long and self.is_finish_enough else 0.0
+        worked off a queue, or was, where that is more; no more than that of ``worked_rps``, all
+        that ended once (None: unknown), whatever the table says."""
+        finished_rps = self.finished_rps if self.is_queue_long else 0.0
+        known_rps = max(finished_rps, self.busy_rps) if self.is_finish_enough else 0.0
         room = room_of(self.borne, self.may_miss)
-        least_rps = max(self.carried_rps, room * finished_rps)
+        least_rps = max(self.carried_rps, room * known_rps)
         return least_rps if worked_rps is None else min(least_rps, room * worked_rps)
 
     @property
@@ -140,7 +141,7 @@ class Overload:
     def is_flooded(self) -> bool:
         """Whether more wait than could be worked off in time if nobody came: whatever was seen of
         those that ended, who comes now will miss."""
-        return self.excess > DRAIN_S * max(self.carried_rps, self.finished_rps)
+        return self.excess > DRAIN_S * max(self.carried_rps, self.finished_rps, self.busy_rps)
 
 
 def room_of(borne: float, may_miss: float) -> float:

@@ -14,6 +14,7 @@ from policies.points import OperatingPoint
 from policies.sla import Sla
 
 MIN_CHANCE = 0.8
+TOO_FEW = "too few requests"
 
 
 def meets_in_run(point: OperatingPoint, sla: Sla) -> bool:
@@ -40,7 +41,8 @@ def verdict(point: OperatingPoint, sla: Sla) -> str:
     ]
     why = "too close"
     if short_of_requests:  # its values may be far from the bounds
-        why = f"too few requests to show {', '.join(short_of_requests)}"
+        keys = ", ".join(short_of_requests)
+        why = f"{TOO_FEW} to show {keys} (more of them would, or a lower percentile)"
     return f"{why}: {too_unlikely(point, sla)}"
 
 

@@ -16,7 +16,7 @@ from api.cli.answers import (
 )
 from api.cli.changes import change_document, tell_change
 from api.cli.common import fail
-from api.cli.control_plane import find_engine_id, no_key
+from api.cli.control_plane import asking, find_engine_id, no_key
 from api.cli.engine_options import JsonOption, is_http_url
 from api.cli.grouped import grouped
 from api.cli.key_options import CONTROL_KEY_VARIABLE, ServerKey, key_option
@@ -83,7 +83,8 @@ def apply(
         if not is_recommendation(source) or choice is not None:
             fail("--service applies a recommendation, by its id: rec_...; a file goes by --engine")
         document = _through_service(source, target, reason, is_dry_run=dry_run)
-    tell_change(document, as_json=as_json)
+    show = asking(target.service or "", f"policies show {document['engine']}")
+    tell_change(document, as_json=as_json, show=show)
 
 
 def _patch(target: Target, settings: Settings, *, is_dry_run: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli.common import end, fail, print_json
+from api.cli.common import end, fail, print_json, print_line
 from api.cli.control_plane import NewestOption
 from api.cli.engine_options import JsonOption
 from api.cli.exit_codes import ExitCode
@@ -69,10 +69,10 @@ def verify(
     if as_json:
         print_json(found.to_json())
     elif not found.is_whole:
-        typer.echo(f"broken at entry {found.broken_id}: {found.reason}")
+        print_line(f"broken at entry {found.broken_id}: {found.reason}")
     elif found.has_head is False:
-        typer.echo(f"cut: no entry has the hash {head}")
+        print_line(f"cut: no entry has the hash {head}")
     else:
-        typer.echo(f"whole: {found.num_entries} entries, last hash {found.last_hash}")
+        print_line(f"whole: {found.num_entries} entries, last hash {found.last_hash}")
     if not found.is_whole or found.has_head is False:
         end(ExitCode.FAULT)

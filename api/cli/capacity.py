@@ -26,10 +26,12 @@ from api.cli.groups import LocalMachine, PinnedPlan, PrefixCacheOption
 from api.cli.pictured import DrawnOutput
 from api.cli.plan import PlannedWorkload
 from api.cli.simulate import NamedCaps, Place
+from policies.numbers import counted
 
 if TYPE_CHECKING:
     from policies.sla import Sla
-    from tuner.answers.cases import Question
+    from tuner.answers.carried import Carried
+    from tuner.answers.cases import Case, Question
     from tuner.capacity.search import OnProbe
 
 
@@ -70,11 +72,10 @@ def capacity(
     """Find the highest rate (or number of clients) of a workload that a plan, simulated, or a
     running server (--url) carries within the SLA, with its interval and what binds there.
 
-    The workload's arrivals are thinned or repeated, so that its burstiness is kept. With --url
-    Ctrl-C tells what was found so far.
+    The workload's arrivals are thinned or repeated, so that its burstiness is kept. Ctrl-C tells
+    what was found so far.
     """
     from policies.sla import Sla
-    from tuner.answers.carried import carried
     from tuner.capacity.document import capacity_lines, live_lines
     from tuner.pictures.loads import capacity_picture
 
@@ -99,8 +100,7 @@ def capacity(
     else:
         question = _question(model, planned, plan, caps, place, sla, prefix_cache)
         case = place.case(question, machine, has_intervals=True)
-        with _progress() as show:
-            answer = carried(question, case, sla=sla, num_draws=draws.draws, on_probe=show)
+        answer = _look(question, case, sla, draws.draws)
         document, facts, title = answer.document, [*answer.title.parts], answer.title.lines()
     output.write(document)
     output.draw(lambda: capacity_picture(document, facts=facts, sla=sla))
@@ -109,10 +109,23 @@ def capacity(
     else:
         driven = live_lines(document) if "live" in document else []
         print_lines([*title, *capacity_lines(document), *driven])
-    if document.get("is_interrupted"):
+    if document["is_interrupted"]:
         end_interrupted()
     if document["capacity"]["load"] is None:
         end_not_met()
+
+
+def _look(question: Question, case: Case, sla: Sla, num_draws: int) -> Carried:
+    """What the case carries; after Ctrl-C as far as that was found."""
+    from tuner.answers.carried import CarriedStopped, carried
+
+    with _progress() as show:
+        try:
+            return carried(question, case, sla=sla, num_draws=num_draws, on_probe=show)
+        except CarriedStopped as stopped:
+            looks = len(stopped.answer.found.probes)
+            log(f"capacity: interrupted after {counted(looks, 'run')}; there is no interval yet")
+            return stopped.answer
 
 
 def _question(

@@ -92,9 +92,9 @@ class LiveServer:
                 origin={"model": {"name": name}, "server": self.url},
                 fidelity=Fidelity.MEASURED,
                 warnings=workload.warnings,
+                is_interrupted=is_interrupted,
             ),
             "live": live_json(live, workload),
-            "is_interrupted": is_interrupted,
         }
 
     def _drive(self, model: str, seed: int) -> Drive:

@@ -30,17 +30,18 @@ def change_document(answer: ChangeSet, settings: Settings) -> dict[str, Any]:
     }
 
 
-def tell_change(document: dict[str, Any], *, as_json: bool) -> None:
-    """Print the settings, each change with its cost, and how it ended; warnings on stderr."""
+def tell_change(document: dict[str, Any], *, as_json: bool, show: str) -> None:
+    """Print the settings, each change with its cost, and how it ended; warnings on stderr. ``show``
+    is the command that says when a change that was asked for is in force."""
     for warning in document["warnings"]:
         log(f"warning: {warning}")
     if as_json:
         print_json(document)
     else:
-        print_lines(_lines(document))
+        print_lines(_lines(document, show))
 
 
-def _lines(document: dict[str, Any]) -> list[str]:
+def _lines(document: dict[str, Any], show: str) -> list[str]:
     """The settings, each change with its cost, and how it ended."""
     lines = [f"{document['settings']} on {document['engine']}"]
     lines += [
@@ -56,8 +57,7 @@ def _lines(document: dict[str, Any]) -> list[str]:
         return [*lines, "dry run: nothing was changed"]
     version = f"policy version {document['version']}"
     if document["seconds"] is None:
-        show = f"'gearshift policies show {document['engine']}'"
-        return [*lines, f"asked for: {version}; {show} says when it is in force"]
+        return [*lines, f"asked for: {version}; '{show}' says when it is in force"]
     return [*lines, f"applied in {document['seconds']:.2f} s: {version}"]
 
 

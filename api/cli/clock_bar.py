@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 
 from api.cli.common import log, progress_console
+from api.cli.tables import harmless
 
 
 @contextmanager
@@ -25,7 +26,9 @@ def clock_bar(title: str, seconds: float) -> Iterator[Callable[[str], None]]:
     )
     with _Clock(*columns, console=console, transient=True) as bar:
         bar.add_task(title, total=seconds)
-        yield lambda line: bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        yield lambda line: bar.console.print(
+            harmless(line), highlight=False, markup=False, soft_wrap=True
+        )
 
 
 class _Clock(Progress):

@@ -35,8 +35,20 @@ def print_json(value: Any) -> None:
 
 
 def print_lines(lines: list[str]) -> None:
-    """Print lines of the answer as they are."""
-    typer.echo("\n".join(lines))
+    """Print lines of the answer. Servers and files may have a part in them, so they come without
+    what would steer a terminal."""
+    typer.echo(harmless("\n".join(lines)))
+
+
+def print_line(line: str) -> None:
+    """Print one line of the answer, as :func:`print_lines`."""
+    print_lines([line])
+
+
+def print_text(text: str) -> None:
+    """Print a text whole: as it is into a file or pipe, without what would steer it to a
+    terminal."""
+    typer.echo(harmless(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def fail(message: str, code: ExitCode = ExitCode.MISTAKE) -> NoReturn:
@@ -70,7 +82,7 @@ def settings_column() -> Column:
 
 def log(message: str) -> None:
     """Print one line of progress on stderr; stdout stays for the answer."""
-    typer.echo(message, err=True)
+    typer.echo(harmless(message), err=True)
 
 
 def progress_console() -> Console:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import (
+    end_interrupted,
     end_not_met,
     log,
     print_json,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tuner.described.steps import StepSource
     from tuner.described.title import Title
     from tuner.pictures.picture import Picture
+    from tuner.planner.pool import Jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,6 @@ def compare(
     `capacity`), so differences have intervals. Described hardware is served by the backend
     gearshift, unless one is named: not every system has all plans.
     """
-    from tuner.comparison.compare import compare as run_comparison
     from tuner.comparison.document import comparison_json
 
     if place.hardware is not None and place.backend is None:
@@ -101,15 +102,20 @@ def compare(
     where = _where(asked, place, machine, comparing)
     for warning in where.warnings:
         log(f"warning: {warning}")
-    with _progress() as show:
-        runs = run_comparison(where.question, jobs=comparing.jobs, on_progress=show)
+    runs, num_draws = _run(where.question, comparing.jobs)
+    warnings = where.warnings
+    if is_interrupted := num_draws < comparing.draws:
+        note = f"interrupted after {num_draws} of {comparing.draws} draws"
+        log(f"compare: {note}")
+        warnings = (*warnings, note)
     document = comparison_json(
-        where.question,
+        replace(where.question, num_draws=num_draws),
         runs,
         seed=asked.seed,
         title=str(where.title),
         origin={**where.origin, **_steps(where, runs)},
-        warnings=where.warnings,
+        warnings=warnings,
+        is_interrupted=is_interrupted,
     )
     output.write(document)
     output.draw(lambda: _picture(document))
@@ -118,8 +124,24 @@ def compare(
     else:
         print_lines(where.title.lines())
         _print(document)
+    if is_interrupted:
+        end_interrupted()
     if asked.sla is not None and not any(run.num_met == comparing.draws for run in runs):
         end_not_met()
+
+
+def _run(question: comparing.Question, jobs: Jobs) -> tuple[tuple[comparing.Runs, ...], int]:
+    """The runs, and of how many draws they are: fewer than asked after Ctrl-C."""
+    from tuner.comparison.compare import ComparisonStopped, compare
+
+    with _progress() as show:
+        try:
+            return compare(question, jobs=jobs, on_progress=show), question.num_draws
+        except ComparisonStopped as stopped:
+            return stopped.runs, stopped.num_draws
+        except KeyboardInterrupt:
+            log("compare: no two draws of all plans are done, so there is nothing to compare yet")
+            raise
 
 
 def _where(asked: Question, place: Place, machine: LocalMachine, comparing: Comparing) -> Where:

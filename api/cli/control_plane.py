@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +67,10 @@ class ControlPlane:
         ):
             yield client
 
+    def command(self, words: str) -> str:
+        """The command line of a next step, which asks the same control plane."""
+        return asking(self.service, words)
+
     def tell(self, found: ViewT, lines: Callable[[ViewT], list[str]]) -> None:
         """Print an answer as JSON, or the ``lines`` made of it."""
         if self.as_json:
@@ -84,6 +90,13 @@ class ControlPlane:
             print_json({name: [row.to_json() for row in found]})
         else:
             print_rows(headings, map(cells, found))
+
+
+def asking(service: str, words: str) -> str:
+    """The command line that asks ``service``, which it names where it is not the usual one."""
+    usual = os.environ.get(SERVICE_VARIABLE) or SERVICE
+    where = "" if service == usual else f" --service {shlex.quote(service)}"
+    return f"gearshift {words}{where}"
 
 
 def no_key(service: str) -> str:

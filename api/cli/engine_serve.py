@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from api.cli.answers import ServedAnswer, why_not_here
-from api.cli.common import fail, log, print_json
+from api.cli.common import fail, log, print_json, print_line
 from api.cli.engine_groups import CapOptions, House, Pacing, RankOptions
 from api.cli.engine_options import check_device, read_dtype, read_link
 from api.cli.grouped import grouped
@@ -273,9 +273,9 @@ class _Serving:
             paced = {} if engine.paced_as is None else {"paced": engine.paced_as}
             print_json({"url": url, "model": name, "plan": plan, **paced})
         elif engine.paced_as is None:
-            typer.echo(f"ready: {url} serves {name} with plan {plan}")
+            print_line(f"ready: {url} serves {name} with plan {plan}")
         else:
-            typer.echo(
+            print_line(
                 f"ready: {url} serves {name} with plan {plan}, paced as {engine.paced_as}: no "
                 "model is run, and its answers mean nothing"
             )

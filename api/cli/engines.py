@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import fail, log, print_json, print_lines
+from api.cli.common import fail, log, print_json, print_line, print_lines, print_text
 from api.cli.control_plane import ControlPlane, EngineArgument, find_engine, find_engine_id
 from api.cli.engine_options import is_http_url
 from api.cli.grouped import grouped
@@ -111,8 +111,8 @@ def observe(
     if plane.as_json:
         print_json(engine.to_json())
         return
-    typer.echo(f"{engine.id}: {engine.name} is observed at {engine.public_url}")
-    log(f"see it: gearshift engines show {engine.name}")
+    print_line(f"{engine.id}: {engine.name} is observed at {engine.public_url}")
+    log(f"see it: {plane.command(f'engines show {engine.name}')}")
 
 
 @grouped()
@@ -161,8 +161,8 @@ def bind(
         print_json(answer.to_json())
         return
     num_entries = len(body["capacity_table"]["entries"])
-    typer.echo(f"{engine} is held to {answer.policy.requested['sla']}, {num_entries} entries")
-    log(f"what it should run: gearshift engines advise {engine}")
+    print_line(f"{engine} is held to {answer.policy.requested['sla']}, {num_entries} entries")
+    log(f"what it should run: {plane.command(f'engines advise {engine}')}")
 
 
 @grouped(help_order="engine form")
@@ -188,10 +188,10 @@ def advise(
     elif found.launch is None:
         fail(
             f"{engine}: nobody knows its load yet, so there is nothing to start; "
-            f"'gearshift engines show {engine}' says what is seen of it"
+            f"'{plane.command(f'engines show {engine}')}' says what is seen of it"
         )
     else:
-        typer.echo(getattr(found.launch, form).rstrip("\n"))
+        print_text(getattr(found.launch, form).rstrip("\n") + "\n")
 
 
 @grouped()
@@ -209,7 +209,7 @@ def forget(engine: EngineArgument, plane: ControlPlane) -> None:
         print_json({"forgotten": found.id})
     else:
         did = "has ended" if found.system is None else "is observed no more"
-        typer.echo(f"{engine} {did}")
+        print_line(f"{engine} {did}")
 
 
 def _read_table(path: Path) -> Json:

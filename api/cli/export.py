@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from api.cli.answers import ChoiceOption, find_answer
-from api.cli.common import fail, print_json
+from api.cli.common import fail, print_json, print_text
 from api.cli.engine_options import JsonOption
 
 FORMATS = "gearshift|vllm|arctic|sglang|trtllm"
@@ -43,4 +43,4 @@ def export(
     if as_json:
         print_json({**to_builtins(launch), "script": launch.script})
     else:
-        typer.echo(launch.script, nl=False)
+        print_text(launch.script)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import fail, print_json
+from api.cli.common import fail, print_json, print_text
 from api.cli.engine_options import (
     MOST_SEED,
     MOST_TOKENS,
@@ -170,7 +170,8 @@ def generate(
     if as_json:
         print_json(answer)
     else:
-        typer.echo(made.text if tokenizer is not None else ",".join(map(str, made.token_ids)))
+        text = made.text if tokenizer is not None else ",".join(map(str, made.token_ids))
+        print_text(f"{text}\n")
 
 
 def _answer(

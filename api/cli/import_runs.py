@@ -10,6 +10,7 @@ import typer
 from api.cli.common import end_not_met, log, print_json, print_lines
 from api.cli.grouped import grouped
 from api.cli.groups import Output
+from api.cli.tables import harmless
 
 if TYPE_CHECKING:
     from engine.spec.measurement import Measurement
@@ -66,8 +67,8 @@ def _print_run(run: dict[str, Any]) -> None:
     def text(value: float | None) -> str:
         return "-" if value is None else short(value)
 
-    console = Console()
-    title = f"{run['tool']}: {run['name']} ({run['file']}), ms"
+    console = Console(markup=False)
+    title = harmless(f"{run['tool']}: {run['name']} ({run['file']}), ms")
     table = Table("metric", "id", "mean", "p50", "p90", "p95", "p99", title=title)
     metrics, ids = run["metrics"], run["metric_ids"]
     for name in SHOWN:

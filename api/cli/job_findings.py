@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from api.cli.common import print_json
+from api.cli.common import print_json, print_line
 from api.cli.control_plane import ControlPlane
 from api.cli.grouped import grouped
 from api.cli.jobs import IdArgument
@@ -46,8 +44,8 @@ def pareto(job_id: IdArgument, plane: ControlPlane) -> None:
     keys = [aim.key for aim in found.aims]
     headings = ("trial", "devices", "settings", "what the SLA bounds", "P(met)", "fidelity")
     print_rows(headings, (_front_cells(point, keys) for point in found.front))
-    typer.echo(f"{len(found.front)} of {found.num_points} settings, which no other beats in all of")
-    typer.echo(", ".join(keys))
+    print_line(f"{len(found.front)} of {found.num_points} settings, which no other beats in all of")
+    print_line(", ".join(keys))
 
 
 @grouped()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from api.cli.common import end, log, print_json
+from api.cli.common import end, log, print_json, print_line
 from api.cli.control_plane import ControlPlane
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
@@ -85,9 +85,9 @@ def create(
         if follow:
             _follow(client, job, plane)
             return
-    plane.tell(job, _lines)
+    _tell(job, plane)
     if not plane.as_json:
-        log(f"see how it goes: gearshift jobs follow {job.id}")
+        log(f"see how it goes: {plane.command(f'jobs follow {job.id}')}")
 
 
 @grouped()
@@ -120,7 +120,7 @@ def list_jobs(
 def show(job_id: IdArgument, plane: ControlPlane) -> None:
     """Say how a tuning job stands, and what it asks."""
     with plane.client() as client:
-        plane.tell(client.get_tuning_job(job_id), _lines)
+        _tell(client.get_tuning_job(job_id), plane)
 
 
 @grouped()
@@ -134,7 +134,7 @@ def follow_one(job_id: IdArgument, plane: ControlPlane) -> None:
 def cancel(job_id: IdArgument, plane: ControlPlane) -> None:
     """Ask a tuning job to end after its trial; what it found is kept."""
     with plane.client() as client:
-        plane.tell(client.cancel_tuning_job(job_id), _lines)
+        _tell(client.cancel_tuning_job(job_id), plane)
 
 
 @grouped()
@@ -145,29 +145,30 @@ def delete(job_id: IdArgument, plane: ControlPlane) -> None:
     if plane.as_json:
         print_json({"removed": job_id})
     else:
-        typer.echo(f"{job_id} is removed")
+        print_line(f"{job_id} is removed")
 
 
 def _follow(client: Client, job: TuningJobView, plane: ControlPlane) -> None:
     """Tell every event from the first, and how the job stands at the end."""
-    with TrialBar(job.num_trials, 0) as bar, watched(f"gearshift jobs follow {job.id}"):
+    with TrialBar(job.num_trials, 0) as bar, watched(plane.command(f"jobs follow {job.id}")):
         bar.follow(client.follow_tuning_job(job.id))
     ended = client.get_tuning_job(job.id)
-    plane.tell(ended, _lines)
+    _tell(ended, plane)
     end(ENDS[ended.state.value])
 
 
-def _lines(found: TuningJobView) -> list[str]:
-    return list(_told(found, found.spec))
+def _tell(found: TuningJobView, plane: ControlPlane) -> None:
+    plane.tell(found, lambda job: list(_told(job, job.spec, plane)))
 
 
-def _told(found: TuningJobView, spec: dict[str, Any]) -> Iterator[str]:
+def _told(found: TuningJobView, spec: dict[str, Any], plane: ControlPlane) -> Iterator[str]:
     yield f"{found.id}: {found.state.value}, {_progress(found)} trials: {found.reason}"
     most = counted(spec["num_devices"], "device")
     yield f"  {spec['model_dir']} on {spec['hardware']}, at most {most}"
     yield f"  {spec['workload']}; {spec['sla']}; seed {spec['seed']}"
     if found.recommendation_id is not None:
-        yield f"  recommends: gearshift recommendations show {found.recommendation_id}"
+        show = plane.command(f"recommendations show {found.recommendation_id}")
+        yield f"  recommends: {show}"
 
 
 def _progress(found: TuningJobView) -> str:

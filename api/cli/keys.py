@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli.common import fail, print_json
+from api.cli.common import fail, print_json, print_line
 from api.cli.engine_options import JsonOption
 from api.cli.service import DatabaseUrl, open_current
 from api.cli.tables import minute, print_rows
@@ -110,7 +110,7 @@ def revoke(
     if as_json:
         print_json(ApiKeyView.model_validate(key).to_json())
     else:
-        typer.echo(f"key {key.id} ({key.name}) is revoked")
+        print_line(f"key {key.id} ({key.name}) is revoked")
 
 
 def _show(key: ApiKey, secret: str, *, as_json: bool, replaces: ApiKey | None = None) -> None:
@@ -123,9 +123,9 @@ def _show(key: ApiKey, secret: str, *, as_json: bool, replaces: ApiKey | None = 
     elif as_json:
         print_json(ApiKeyCreated(**view, secret=secret).to_json())
     else:
-        typer.echo(f"key {key.id}, {', '.join(key.scopes)}, shown only now: {secret}")
+        print_line(f"key {key.id}, {', '.join(key.scopes)}, shown only now: {secret}")
         if replaces is not None:
-            typer.echo(f"in place of {replaces.id} ({replaces.name}), {_validity(replaces)} UTC")
+            print_line(f"in place of {replaces.id} ({replaces.name}), {_validity(replaces)} UTC")
 
 
 def _scopes(words: list[str]) -> list[Scope]:

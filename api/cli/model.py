@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli.common import print_json
+from api.cli.common import print_json, print_line
 from api.cli.engine_options import MOST_SEED
 
 
@@ -38,4 +38,4 @@ def create(
         )
     else:
         weights = f"{made.num_params / 1e6:.1f} M parameters" if made.num_params else "no weights"
-        typer.echo(f"{made.model_dir}: preset {made.preset}, seed {made.seed}, {weights}")
+        print_line(f"{made.model_dir}: preset {made.preset}, seed {made.seed}, {weights}")

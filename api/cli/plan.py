@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from api.cli.answers import next_step
 from api.cli.common import (
+    end_interrupted,
     end_not_met,
     log,
     print_json,
@@ -24,6 +26,7 @@ from api.cli.groups import Described, GoalOptions, JobsOption, WorkloadOptions
 from api.cli.pictured import DrawnOutput
 
 if TYPE_CHECKING:
+    from policies.capacity_table import CapacityTable
     from tuner.planner.planner import OnPlanning, PlanReport
     from tuner.planner.pool import Jobs
     from tuner.planner.ways_out import WaysOut
@@ -81,13 +84,13 @@ def plan(
     and a balanced one.
 
     Every dp, pp, sp, tp up to the hardware's devices, Shift on and off with the
-    thresholds of each rung that step times advise, each with a few caps.
+    thresholds of each rung that step times advise, each with a few caps. Ctrl-C tells which plans
+    were judged so far, and how.
     """
     from api.cli.plan_answer import print_answer
     from policies.sla import Sla
     from tuner.answers.planned import Planned
     from tuner.capacity.table import check_has_table
-    from tuner.planner.carried import find_table
     from tuner.planner.planner import make_plan
 
     constraints = Sla.parse(planned.sla)
@@ -97,26 +100,30 @@ def plan(
     if judging.capacity_table:
         check_has_table(load)
     with _progress() as show:
-        report = make_plan(
-            node,
-            load,
-            constraints,
-            seed=planned.seed,
-            num_devices=judging.devices,
-            goal=wanted.goal,
-            jobs=judging.jobs,
-            on_progress=show,
+        report = _judge(
+            partial(
+                make_plan,
+                node,
+                load,
+                constraints,
+                seed=planned.seed,
+                num_devices=judging.devices,
+                goal=wanted.goal,
+                jobs=judging.jobs,
+                on_progress=show,
+            )
         )
         table = None
-        if judging.capacity_table:
-            table = find_table(report, jobs=judging.jobs, on_progress=show)
+        if judging.capacity_table and report.interrupted is None:
+            table = _table(report, judging.jobs, show)
     ways = None
-    if report.selection.best is None and judging.ways_out:
+    if report.selection.best is None and judging.ways_out and report.interrupted is None:
         ways = _ways_out(report, judging.jobs)
     answer = Planned(report=report, model=model, ways=ways, table=table)
     document = answer.document
     for warning in document["warnings"]:
-        log(f"warning: {warning}")
+        if warning != report.interrupted:  # which the answer ends with
+            log(f"warning: {warning}")
     output.write(document)
     output.draw(answer.picture)
     if output.as_json:
@@ -124,10 +131,35 @@ def plan(
     else:
         print_lines(answer.title.lines())
         print_answer(report, document)
-        if (step := next_step(document, output.out)) is not None:
-            print_lines([step])
+    if report.interrupted is not None or (judging.capacity_table and table is None):
+        end_interrupted()
+    if not output.as_json and (step := next_step(document, output.out)) is not None:
+        print_lines([step])
     if document["infeasible"] is not None:
         end_not_met()
+
+
+def _judge(make_plan: Callable[[], PlanReport]) -> PlanReport:
+    """Every plan judged; after Ctrl-C those that were judged by then."""
+    from tuner.planner.planner import PlanningStopped
+
+    try:
+        return make_plan()
+    except PlanningStopped as stopped:
+        return stopped.report
+    except KeyboardInterrupt:
+        log("plan: interrupted before any plan was judged")
+        raise
+
+
+def _table(report: PlanReport, jobs: Jobs, show: OnPlanning) -> CapacityTable | None:
+    from tuner.planner.carried import find_table
+
+    try:
+        return find_table(report, jobs=jobs, on_progress=show)
+    except KeyboardInterrupt:
+        log("plan: stopped looking for what each plan carries; the answer without its table:")
+        return None
 
 
 def _ways_out(report: PlanReport, jobs: Jobs) -> WaysOut | None:

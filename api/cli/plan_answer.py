@@ -36,6 +36,9 @@ def print_answer(report: PlanReport, document: dict[str, Any]) -> None:
     print_capacity_table(console, document["capacity_table"])
     judged = (f"{count} on {JudgedOn(kind).meaning}" for kind, count in document["judged"].items())
     console.print(f"judged: {', '.join(judged)}")
+    if report.interrupted is not None:
+        console.print(report.interrupted)
+        return
     found = choices(report)
     if not found:
         _print_infeasible(console, document["infeasible"])

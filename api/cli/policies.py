@@ -121,7 +121,7 @@ def apply(
         policy = client.get_engine_policy(find_engine_id(client, engine))
         wanted = PolicyDocument.from_json(policy.requested).patched(asked)
         answer = client.patch_engine_policy(policy, asked, is_dry_run=dry_run, reason=reason)
-    tell_change(change_document(answer, wanted.settings), as_json=plane.as_json)
+    _tell(change_document(answer, wanted.settings), plane)
 
 
 @grouped(help_order="engine version reason")
@@ -141,7 +141,12 @@ def roll_back(
         engine_id = find_engine_id(client, engine)
         answer = client.roll_back_engine_policy(engine_id, version=version, reason=reason)
     settings = settings_in(answer.policy.requested)
-    tell_change(change_document(answer, settings), as_json=plane.as_json)
+    _tell(change_document(answer, settings), plane)
+
+
+def _tell(document: Json, plane: ControlPlane) -> None:
+    show = plane.command(f"policies show {document['engine']}")
+    tell_change(document, as_json=plane.as_json, show=show)
 
 
 def _version(versions: dict[int, PolicyVersionView], number: int) -> PolicyVersionView:

@@ -209,7 +209,7 @@ def _print(step_model: StepModel, document: dict[str, Any]) -> None:
     table = Table("left out", "steps", "error", "bias", title="steps of plans never fitted")
     for group in error.groups:
         table.add_row(group.plan, str(group.num_steps), f"{group.mape:.1%}", f"{group.bias:+.1%}")
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(table, soft_wrap=False)
     if any(group.parts for group in error.groups):
         console.print(_parts_table(error), soft_wrap=False)

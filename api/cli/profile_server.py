@@ -205,7 +205,7 @@ def write_profile(found: ServerProfile, out: Path, *, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     for known in found.plans:
         _print_plan(console, known)
     release = found.release or "of a release it does not tell"

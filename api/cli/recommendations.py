@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,7 +32,8 @@ def show(recommendation_id: IdArgument, plane: ControlPlane) -> None:
     """Say what is recommended, why, how its schedule follows the load, and what each plan
     carries."""
     with plane.client() as client:
-        plane.tell(client.get_recommendation(recommendation_id), _lines)
+        found = client.get_recommendation(recommendation_id)
+    plane.tell(found, lambda told: _lines(told, plane.service))
 
 
 def _cells(row: RecommendationView) -> tuple[str, ...]:
@@ -46,7 +48,7 @@ def _settings(row: RecommendationView) -> str:
     return str(settings_in(row.recommendation["settings"]))
 
 
-def _lines(found: RecommendationView) -> list[str]:
+def _lines(found: RecommendationView, service: str) -> list[str]:
     lines = [f"{found.id}: {_settings(found)}", f"  SLA {found.sla}; tuning job {found.job_id}"]
     told = found.recommendation or {}
     if explanation := told.get("explanation"):
@@ -59,7 +61,8 @@ def _lines(found: RecommendationView) -> list[str]:
         lines += [f"  {line}" for line in _carried(table)]
     lines += [f"  warning: {text}" for text in found.warnings]
     if found.recommendation:
-        lines.append(f"apply it: gearshift apply {found.id} --service URL --engine eng_...")
+        where = f"--service {shlex.quote(service)} --engine eng_..."
+        lines.append(f"apply it: gearshift apply {found.id} {where}")
     return lines
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.answers import answering, open_client
-from api.cli.common import fail, log
+from api.cli.common import fail, log, print_text
 from api.cli.engine_options import JsonOption
 from api.cli.groups import check_writable, writing
 from api.cli.key_options import CONTROL_KEY_VARIABLE
@@ -65,7 +65,7 @@ def report(
     except TunerError as error:
         raise TunerError(f"{source}: {error}") from error
     if out is None:
-        typer.echo(text, nl=False)
+        print_text(text)
         return
     with writing():
         out.write_text(text, encoding="utf-8")

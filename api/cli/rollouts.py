@@ -89,7 +89,7 @@ def start(
             return
         plane.tell(client.get_rollout(rollout.id), _lines)
     if not plane.as_json:
-        log(f"see how it goes: gearshift rollouts follow {rollout.id}")
+        log(f"see how it goes: {plane.command(f'rollouts follow {rollout.id}')}")
 
 
 @grouped()
@@ -137,7 +137,7 @@ def cancel(rollout_id: IdArgument, plane: ControlPlane) -> None:
 
 def _follow(client: Client, rollout: RolloutView, plane: ControlPlane) -> None:
     """Tell every event, and how it stands at the end."""
-    with watched(f"gearshift rollouts follow {rollout.id}"):
+    with watched(plane.command(f"rollouts follow {rollout.id}")):
         for event in client.follow_rollout(rollout.id):
             state = event.data.get("state")
             log(event.told if state is None else f"{state}: {event.told}")

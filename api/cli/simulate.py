@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import end, log, print_json, print_lines
+from api.cli.common import end, end_interrupted, log, print_json, print_lines
 from api.cli.engine_options import MOST_SEQS, MOST_TOKENS, ModelNameOption, read_rungs
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
@@ -152,10 +152,7 @@ def simulate(
 
 def _answer(question: Question, case: Case, documents: Documents) -> None:
     """Run the case and hand out what came of it."""
-    from api.cli.progress import request_progress
-    from tuner.answers.simulated import run_case
-
-    answer = run_case(question, case, on_stage=request_progress)
+    answer = _run(question, case)
     documents.write_all(answer)
     measurement = answer.result.measurement
     if documents.as_json:
@@ -169,7 +166,25 @@ def _answer(question: Question, case: Case, documents: Documents) -> None:
             measurement,
             has_shared=question.workload.shares_beginnings,
         )
+    if answer.is_interrupted:
+        end_interrupted()
     end(ExitCode.of(measurement, question.sla))
+
+
+def _run(question: Question, case: Case) -> Simulated:
+    """The run; after Ctrl-C without its intervals, if they were all that was left to find."""
+    from api.cli.progress import Watched
+    from tuner.answers.simulated import SimulationStopped, run_case
+
+    watched = Watched()
+    try:
+        return run_case(question, case, on_stage=watched.stage)
+    except SimulationStopped as stopped:
+        log("simulate: interrupted before the intervals were known")
+        return stopped.answer
+    except KeyboardInterrupt:
+        log(f"simulate: interrupted {watched.text}; a part of a run is no answer")
+        raise
 
 
 def _write_samples(path: Path, result: SimulationResult) -> None:

@@ -9,19 +9,24 @@ from rich.console import Console
 
 from api.cli.capacity_table import print_capacity_table
 from api.cli.common import log
-from api.cli.tables import print_rows
+from api.cli.tables import harmless, print_rows
 from api.cli.tune_costs import print_costs, print_finals
 from engine.spec.settings import Order, Settings
 from policies.numbers import short
 from policies.objective import cost_text
 from policies.report import energy_text
+from policies.verdict import TOO_FEW
 
 SHOWN_TRIALS = 30
+MORE_REQUESTS = (
+    "trials show more with more --probe-requests, or a workload that lasts longer; a lower "
+    "percentile needs fewer"
+)
 
 
 def print_answer(document: dict[str, Any], out: Path | None) -> None:
     """The whole answer, the recommendation and its command last."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if document["trials"]:
         _print_trials(document)
         _print_verdicts(console, document)
@@ -36,6 +41,8 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
         log(f"warning: {warning}")
     if document["recommendation"] is None:
         _print_infeasible(console, document["infeasible"])
+        if any(trial["reason"].startswith(TOO_FEW) for trial in document["trials"]):
+            console.print(f"  {MORE_REQUESTS}")
     else:
         _print_recommendation(console, document["recommendation"])
     print_finals(console, document)
@@ -71,13 +78,13 @@ def _print_verdicts(console: Console, document: dict[str, Any]) -> None:
     """A line for each trial: in a column of the table a sentence takes ten lines of 80 columns."""
     for trial in document["trials"][:SHOWN_TRIALS]:
         # A server that died says why in its last line; stderr has those between.
-        console.print(f"trial {trial['number']}: {_ends(trial['reason'])}", markup=False)
+        console.print(f"trial {trial['number']}: {_ends(trial['reason'])}")
 
 
 def _ends(text: str) -> str:
     """The first line and the last."""
     lines = text.splitlines() or [""]
-    return " ".join(dict.fromkeys([lines[0], lines[-1]]))
+    return harmless(" ".join(dict.fromkeys([lines[0], lines[-1]])))
 
 
 def _print_recommendation(console: Console, found: dict[str, Any]) -> None:
@@ -102,10 +109,10 @@ def _print_commands(console: Console, commands: list[dict[str, Any]]) -> None:
             line = f"next ({command['system']}): {command['command']}{note}"
         else:
             line = f"{command['system']}: cannot: {command['note']}"
-        console.print(line, markup=False)
+        console.print(line)
         config = command["config"]
         if config is not None and config["is_needed"]:
-            console.print(f"{config['name']}:\n{config['text']}", markup=False, end="")
+            console.print(f"{config['name']}:\n{config['text']}", end="")
 
 
 def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import fail, log, print_json
+from api.cli.common import fail, log, print_json, print_line
 from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, JsonOption, check_device
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from api.clients.client import Client
     from api.demo.processes import Children
     from api.schemas.tuning import RecommendationView
+    from engine.spec.settings import Settings
     from store.models import JobState
 
 DEFAULT_WORKLOAD = "poisson:rate=2,input=256,output=64,seconds=30"
+USUAL_PLAN = "tp=1"
 REGISTER_S = 120.0
 LOOK_S = 0.5
 
@@ -52,10 +54,8 @@ class Wanted:
         ModelConfig.from_dir(self.model)
         Sla.parse(self.sla)
         parse_workload(self.workload, seed=0)
-        path = WorkloadSpec.parse(self.workload).path
-        if path is None:
-            return self.workload
-        return self.workload.replace(str(path), str(Path(path).resolve()), 1)
+        spec = WorkloadSpec.parse(self.workload)
+        return self.workload if spec.path is None else spec.at(spec.path.resolve())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class FirstTune:
         int, typer.Option(min=1, max=MOST_DEVICES, help="Most devices (ranks) a plan may use.")
     ] = 2
     trials: Annotated[
-        int, typer.Option(min=0, max=1000, help="Trials; 0 serves --plan without a search.")
+        int, typer.Option(min=0, max=1000, help="Trials; 0 serves without a search.")
     ] = 6
     profile_seconds: Annotated[
         float, typer.Option(min=1, max=86_400, help="About how long to profile this machine.")
@@ -74,8 +74,13 @@ class FirstTune:
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")] = 0
     device: DeviceOption = "cpu"
     plan: Annotated[
-        str, typer.Option(metavar="PLAN", help="Served where nothing is recommended.")
-    ] = "tp=1"
+        str | None,
+        typer.Option(
+            metavar="PLAN",
+            help="Served where nothing is recommended; by default the settings that came nearest, "
+            f"without a search {USUAL_PLAN}.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +106,8 @@ def up(wanted: Wanted, first: FirstTune, ports: Ports, as_json: JsonOption = Fal
 
     One line on stdout tells the addresses and the key when all is ready; it runs until Ctrl-C,
     which ends everything it started. The search has the machine to itself, so the engine starts
-    after it; where nothing meets the SLA, --plan is served and the nearest answer told. State is
-    kept in the data folder (GEARSHIFT_DATA_DIR), as by 'gearshift serve'.
+    after it; where nothing meets the SLA, what came nearest is told and served, or --plan. State
+    is kept in the data folder (GEARSHIFT_DATA_DIR), as by 'gearshift serve'.
 
     Example: gearshift up --model ./model --sla "p95_ttft_ms<=500,p95_tpot_ms<=50"
     """
@@ -111,7 +116,8 @@ def up(wanted: Wanted, first: FirstTune, ports: Ports, as_json: JsonOption = Fal
     from engine.spec.plan import parse_plan
 
     workload = wanted.check()
-    parse_plan(first.plan)
+    if first.plan is not None:
+        parse_plan(first.plan)
     check_device(first.device)
     ports.check()
     try:
@@ -123,12 +129,12 @@ def up(wanted: Wanted, first: FirstTune, ports: Ports, as_json: JsonOption = Fal
             key = stack.enter_context(_key(children, service["admin_key"]))
             stack.callback(children.end_all)  # while the key is good: the engine says goodbye
             client = stack.enter_context(Client(service["url"], key))
-            found = None
+            found = Found()
             if first.trials:
                 found = _tune(client, wanted, workload, first)
             started = Starting(children=children, client=client, control=service["url"])
             engine = started.engine(wanted, first, ports.engine_port, found)
-            _tell(service["url"], engine, key, found, as_json=as_json)
+            _tell(service["url"], engine, key, found.recommended, as_json=as_json)
             children.watch(LOOK_S)
     except DemoError as error:
         fail(str(error), ExitCode.FAULT)
@@ -172,10 +178,17 @@ def _key(children: Children, first_key: str | None) -> Iterator[str]:
         children.run("keys", "revoke", made["id"])
 
 
-def _tune(
-    client: Client, wanted: Wanted, workload: str, first: FirstTune
-) -> RecommendationView | None:
-    """The answer of a first job, told as it goes; None where nothing meets the SLA."""
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the first search ended with: a recommendation, else perhaps what came nearest."""
+
+    recommended: RecommendationView | None = None
+    nearest: Settings | None = None
+
+
+def _tune(client: Client, wanted: Wanted, workload: str, first: FirstTune) -> Found:
+    """The answer of a first job, told as it goes."""
+    from engine.spec.settings import Settings
     from store.models import JobState
 
     log(f"up: looks for what carries {workload} (--workload) within {wanted.sla}")
@@ -194,13 +207,18 @@ def _tune(
     with TrialBar(job.num_trials, 0) as bar:
         bar.follow(client.follow_tuning_job(job.id), begins="up: ")
     job = client.get_tuning_job(job.id)
+    closest = None
     if job.state in (JobState.SUCCEEDED, JobState.INFEASIBLE):
-        for warning in client.get_tuning_report(job.id)["warnings"]:
+        report = client.get_tuning_report(job.id)
+        for warning in report["warnings"]:
             log(f"warning: {warning}")
-    if job.recommendation_id is None:
-        log(f"up: {_why_none(job.state)}, so {first.plan} (--plan) is served")
-        return None
-    return client.get_recommendation(job.recommendation_id)
+        closest = (report["infeasible"] or {}).get("closest")
+    if job.recommendation_id is not None:
+        return Found(recommended=client.get_recommendation(job.recommendation_id))
+    nearest = None if closest is None else Settings.from_json(closest["settings"])
+    served = first.plan or (nearest and f"{nearest}, which came nearest,") or USUAL_PLAN
+    log(f"up: {_why_none(job.state)}, so {served} is served")
+    return Found(nearest=nearest)
 
 
 def _why_none(state: JobState) -> str:
@@ -218,11 +236,9 @@ class Starting:
     client: Client
     control: str
 
-    def engine(
-        self, wanted: Wanted, first: FirstTune, port: int, found: RecommendationView | None
-    ) -> dict[str, Any]:
-        """The engine that serves ``found``, or the plan named; as it told when it was ready, and
-        its id.
+    def engine(self, wanted: Wanted, first: FirstTune, port: int, found: Found) -> dict[str, Any]:
+        """The engine that serves what was found, or the plan named; as it told when it was ready,
+        and its id.
 
         Raises:
             DemoError: it did not start, or did not join.
@@ -230,13 +246,10 @@ class Starting:
         from api.demo.processes import DemoError
 
         name = wanted.model.resolve().name
-        plan = ("--plan", first.plan)
-        if found is not None:
-            plan = ("--from", f"{self.control}/v1/recommendations/{found.id}")
         log("up: engine")
         _, ready = self.children.start(
             "engine",
-            *("engine", "serve", "--model", str(wanted.model), *plan),
+            *("engine", "serve", "--model", str(wanted.model), *self._words(first, found)),
             *("--port", str(port), "--name", name, "--control", self.control),
             *("--device", first.device),
         )
@@ -244,10 +257,26 @@ class Starting:
         while time.monotonic() < end_s:
             for engine in self.client.list_engines():
                 if engine.name == name and engine.is_alive:
-                    self._apply(engine.id, found)
+                    self._apply(engine.id, found.recommended)
                     return {**ready, "id": engine.id}
             time.sleep(LOOK_S)
         raise DemoError(f"engine {name} did not register within {REGISTER_S:.0f} s")
+
+    def _words(self, first: FirstTune, found: Found) -> list[str]:
+        """What the engine is started with."""
+        from api.cli.answers import serve_defaults
+        from api.documents.answer import Answer
+
+        if found.recommended is not None:
+            return ["--from", f"{self.control}/v1/recommendations/{found.recommended.id}"]
+        if first.plan is not None or found.nearest is None:
+            return ["--plan", first.plan or USUAL_PLAN]
+        options = serve_defaults(Answer(settings=found.nearest, place=None, launch=()))
+        return [
+            word
+            for name, value in options.items()
+            for word in (f"--{name.replace('_', '-')}", value)
+        ]
 
     def _apply(self, engine_id: str, found: RecommendationView | None) -> None:
         """Hand SLA and schedule to the controller; the settings are in force already."""
@@ -275,7 +304,7 @@ def _tell(
         )
         return
     pages = " with its pages" if ServiceSettings().has_dashboard else ""
-    typer.echo(
+    print_line(
         f"ready: {engine['url']} serves the model (OpenAI API); {url} is the control plane{pages}; "
         f"key {key}; Ctrl-C ends both"
     )

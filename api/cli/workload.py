@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from api.cli.common import log, print_json, print_lines
+from api.cli.common import log, print_json, print_line, print_lines
 from api.cli.control_plane import ControlPlane
 from api.cli.engine_options import MOST_SEED, JsonOption
 from api.cli.grouped import grouped
@@ -51,8 +52,8 @@ def sample(
     if as_json:
         print_json({"out": str(out), "form": wanted.value, **told})
         return
-    typer.echo(f"{out}: {_sentence(told)}")
-    log(f"use it as --workload {wanted.value}:{out}")
+    print_line(f"{out}: {_sentence(told)}")
+    log(f"use it as --workload {shlex.quote(f'{wanted.value}:{out}')}")
 
 
 @grouped(help_order="spec seed")
@@ -74,9 +75,9 @@ def show(spec: SpecArgument, plane: ControlPlane, seed: SeedOption = 0) -> None:
         return
     print_lines(list(_lines(told)))
     for cut in workload.source.cuts:
-        typer.echo(f"cut: {cut}")
+        print_line(f"cut: {cut}")
     if workload.is_lockstep:
-        typer.echo(workload.warnings[-1].removeprefix("workload: "))
+        print_line(workload.warnings[-1].removeprefix("workload: "))
 
 
 def _lines(told: Json) -> Iterator[str]:

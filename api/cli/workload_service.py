@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli.common import fail, log, print_json
+from api.cli.common import fail, log, print_json, print_line
 from api.cli.control_plane import ControlPlane
 from api.cli.grouped import grouped
 from api.cli.tables import minute
@@ -71,7 +71,7 @@ def delete(workload_id: IdArgument, plane: ControlPlane) -> None:
     if plane.as_json:
         print_json({"removed": workload_id})
     else:
-        typer.echo(f"{workload_id} is removed")
+        print_line(f"{workload_id} is removed")
 
 
 def _lines(found: WorkloadView) -> list[str]:

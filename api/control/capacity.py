@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from api.control.forecaster_choices import ForecasterChoices
@@ -39,9 +39,8 @@ from policies.capacity_state import (
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.capacity_watch import watch
 from policies.controller import Action, ControlLimits, ControlMemory
-from policies.decision import LoadWindow
 from policies.forecast import Forecast, forecast
-from policies.load_history import LoadSlot, luck_of, rate_of
+from policies.load_history import LoadSlot, luck_of, rate_of, surely
 from policies.observation import Observation
 from policies.shedding import SheddingLimits
 from policies.surge import SurgeLimits
@@ -56,6 +55,59 @@ ACTOR = "controller"
 MIN_REQUESTS = ControlLimits().min_requests
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What an engine said lately: its heartbeats, what was ``seen`` in them (None: there are none),
+    and when that is."""
+
+    beats: Sequence[Heartbeat]
+    seen: Observation | None
+    now: datetime
+
+    @property
+    def now_s(self) -> float:
+        return self.now.timestamp()
+
+    @property
+    def queue(self) -> Queue | None:
+        return queue_of(self.beats)
+
+    @property
+    def luck(self) -> float:
+        """How far the rate seen may be off by luck alone, as a relative standard deviation."""
+        if self.seen is None:
+            return 0.0
+        return luck_of(self.seen.load.rate_rps * sum(beat.window_s for beat in self.beats))
+
+    def rate_rps(self, table: CapacityTable) -> float | None:
+        """Of requests of the table's mix; where nothing ended, requests count as they came. None:
+        nobody knows."""
+        if self.seen is None:
+            return None
+        return self.seen.load.rate_rps * (self.request_size(table) or 1.0)
+
+    def request_size(self, table: CapacityTable) -> float | None:
+        """Requests of the table's mix that one amounted to; None where nothing ended."""
+        if self.seen is None:
+            return None
+        inputs, outputs = self.seen.load.mean_input_tokens, self.seen.load.mean_output_tokens
+        return rate_of(inputs, outputs, table.mix) if inputs and outputs else None
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether it met the SLA; None: too few requests to tell."""
+        if self.seen is None or self.seen.load.num_requests < MIN_REQUESTS:
+            return None
+        return self.seen.load.is_sla_met
+
+    @property
+    def attainment(self) -> float | None:
+        """Which share of it met the SLA; None: too few requests to tell."""
+        if self.seen is None or self.seen.report is None or self.is_met is None:
+            return None
+        return self.seen.report.attainment
+
+
 class CapacityLoop:
     """Chooses the entry of each engine's capacity table that holds the forecast.
 
@@ -68,17 +120,10 @@ class CapacityLoop:
         self._context = context
         self._choices = ForecasterChoices(context.settings.forecaster)
 
-    def turn(
-        self,
-        uow: UnitOfWork,
-        engine: EngineRow,
-        beats: Sequence[Heartbeat],
-        seen: Observation | None,
-        now: datetime,
-    ) -> bool:
-        """Look at one engine, whose row the caller holds, and what it said lately (``beats``,
-        ``seen`` of them); whether its capacity changes."""
-        keep_load(uow, engine, now)
+    def turn(self, uow: UnitOfWork, engine: EngineRow, sight: Sight) -> bool:
+        """Look at one engine, whose row the caller holds, and what it said lately; whether its
+        capacity changes."""
+        keep_load(uow, engine, sight.now)
         if engine.capacity_table is None:
             return False
         table = _table(engine)
@@ -87,27 +132,33 @@ class CapacityLoop:
         current = table.find(settings_in(engine.effective_policy).plan)
         if current is None:
             return False  # a plan of which nothing is known: somebody else's choice
-        settings = self._context.settings
-        luck = _luck(seen, settings.control_window_s)
-        queue = queue_of(beats)
-        limits = SurgeLimits(every_s=settings.control_interval_s)
+        limits = SurgeLimits(every_s=self._context.settings.control_interval_s)
         known = capacity_from_json(engine.capacity_memory)
-        memory = known.as_of(now.timestamp())
-        memory = _watch(memory, table, current, beats, seen, luck, queue, limits)
+        memory = _watch(known.as_of(sight.now_s), table, current, sight, limits)
         if memory != known:
             engine.capacity_memory = capacity_to_json(memory)
-        if not self._is_due(memory, table, current, seen, now):
+        if not self._is_due(memory, table, current, sight):
             return False
+        return self._decide(uow, engine, memory, table, current, sight)
+
+    def _decide(
+        self,
+        uow: UnitOfWork,
+        engine: EngineRow,
+        memory: CapacityMemory,
+        table: CapacityTable,
+        current: CarriedRate,
+        sight: Sight,
+    ) -> bool:
+        """Decide, act and keep; whether the engine's capacity changes."""
         before = PolicyDocument.from_json(policies.current(uow, engine).document)
         restarts = find_restarts(uow, engine)
-        state = _state(engine, memory, table, current, before, seen, now, restarts)
-        ahead = self._forecast(uow, engine, table, load_under_way(uow, engine, now), state.now_s)
+        state = _state(engine, memory, table, current, before, sight, restarts)
+        under_way = load_under_way(uow, engine, sight.now)
         state = replace(
             state,
-            forecast=ahead,
-            observed_luck=luck,
-            queue=queue,
-            limits=replace(state.limits, dwell_s=settings.capacity_dwell_s),
+            forecast=self._forecast(uow, engine, table, under_way, state.now_s),
+            limits=replace(state.limits, dwell_s=self._context.settings.capacity_dwell_s),
         )
         decision = decide_capacity(state)
         if engine.system is not None and not (restarts and restarts.may_begin(state.now_s)):
@@ -117,23 +168,18 @@ class CapacityLoop:
             action=decision.action, reason=CAPACITY + decision.reason
         ).inc()
         version = _act(uow, engine, before, decision, state)
-        _keep(uow, engine, decision, state, seen, version)
+        _keep(uow, engine, decision, state, sight.seen, version)
         return version is not None
 
     def _is_due(
-        self,
-        memory: CapacityMemory,
-        table: CapacityTable,
-        current: CarriedRate,
-        seen: Observation | None,
-        now: datetime,
+        self, memory: CapacityMemory, table: CapacityTable, current: CarriedRate, sight: Sight
     ) -> bool:
-        observed_rps = 0.0 if seen is None else _rate_rps(seen.load, table.mix)
+        observed_rps = sight.rate_rps(table) or 0.0
         settings = self._context.settings
         return is_due(
             memory,
-            now.timestamp(),
-            is_urgent=_is_met(seen) is False or observed_rps > current.low_rps,
+            sight.now_s,
+            is_urgent=sight.is_met is False or observed_rps > current.low_rps,
             slow_s=settings.capacity_interval_s,
             urgent_s=2 * settings.control_window_s,
         )
@@ -157,31 +203,34 @@ class CapacityLoop:
         return forecast(history, HORIZON_SLOTS, chosen=chosen)
 
 
-def is_short(engine: EngineRow, seen: Observation | None) -> bool:
-    """Whether an engine with a capacity table is asked for more than its plan carries."""
-    if engine.capacity_table is None or seen is None:
+def is_short(engine: EngineRow, sight: Sight) -> bool:
+    """Whether an engine with a capacity table is asked for more than its plan carries: by more than
+    luck explains, where the SLA is met."""
+    if engine.capacity_table is None:
         return False
     table = CapacityTable.from_json(engine.capacity_table)
     current = table.find(settings_in(engine.effective_policy).plan)
-    return current is not None and _rate_rps(seen.load, table.mix) > current.low_rps
+    rate_rps = sight.rate_rps(table)
+    if current is None or rate_rps is None:
+        return False
+    if sight.is_met is not False:
+        rate_rps = surely(rate_rps, sight.luck, CapacityLimits.chance)
+    return rate_rps > current.low_rps
 
 
 def _watch(
     memory: CapacityMemory,
     table: CapacityTable,
     current: CarriedRate,
-    beats: Sequence[Heartbeat],
-    seen: Observation | None,
-    luck: float,
-    queue: Queue | None,
+    sight: Sight,
     limits: SurgeLimits,
 ) -> CapacityMemory:
     """With the heartbeats that came since the last look."""
-    look = look_at(beats, memory.surge.read_s, queue)
+    look = look_at(sight.beats, memory.surge.read_s, sight.queue)
     if look is None:
         return memory
-    observed_rps = 0.0 if seen is None else _rate_rps(seen.load, table.mix)
-    look = replace(look, observed_rps=observed_rps, observed_luck=luck)
+    observed_rps = sight.rate_rps(table) or 0.0
+    look = replace(look, observed_rps=observed_rps, observed_luck=sight.luck)
     return watch(memory, look, current, table, CapacityLimits(surge=limits))
 
 
@@ -197,40 +246,28 @@ def _state(
     table: CapacityTable,
     current: CarriedRate,
     document: PolicyDocument,
-    seen: Observation | None,
-    now: datetime,
+    sight: Sight,
     restarts: Restarts | None,
 ) -> CapacityState:
     return CapacityState(
         table=table,
-        now_s=now.timestamp(),
+        now_s=sight.now_s,
         current=current,
         forecast=None,
-        observed_rps=None if seen is None else _rate_rps(seen.load, table.mix),
-        is_sla_met=_is_met(seen),
-        attainment=_attainment(seen),
-        age_s=0.0 if seen is None else seen.load.age_s,
+        observed_rps=sight.rate_rps(table),
+        observed_luck=sight.luck,
+        is_sla_met=sight.is_met,
+        attainment=sight.attainment,
+        queue=sight.queue,
+        age_s=0.0 if sight.seen is None else sight.seen.load.age_s,
         costs=_costs(engine, table, current.settings.plan)
         if engine.system is None
         else restart_costs(table, current, restarts),
-        request_size=None if seen is None else _request_size(seen.load, table.mix),
+        request_size=sight.request_size(table),
         admitted_rps=getattr(document.settings.admission, "rate_rps", None),
         memory=memory,
         limits=_limits(engine, document.guards),
     )
-
-
-def _is_met(seen: Observation | None) -> bool | None:
-    """Whether the window met the SLA; None: too few requests to tell."""
-    is_judged = seen is not None and seen.load.num_requests >= MIN_REQUESTS
-    return seen.load.is_sla_met if seen is not None and is_judged else None
-
-
-def _attainment(seen: Observation | None) -> float | None:
-    """Which share of the window met the SLA; None: too few requests to tell."""
-    if seen is None or seen.report is None or _is_met(seen) is None:
-        return None
-    return seen.report.attainment
 
 
 def _limits(engine: EngineRow, guards: Json) -> CapacityLimits:
@@ -264,25 +301,6 @@ def _costs(engine: EngineRow, table: CapacityTable, plan: ParallelPlan) -> tuple
         model=model_from_json(engine.model),
         start_s=lambda _: start_s,
     )
-
-
-def _rate_rps(load: LoadWindow, mix: tuple[float, float]) -> float:
-    """Of requests of the table's mix; where nothing ended, requests count as they came."""
-    size = _request_size(load, mix)
-    return load.rate_rps if size is None else load.rate_rps * size
-
-
-def _request_size(load: LoadWindow, mix: tuple[float, float]) -> float | None:
-    """Requests of ``mix`` that one amounted to; None where nothing ended."""
-    inputs, outputs = load.mean_input_tokens, load.mean_output_tokens
-    if not inputs or not outputs:
-        return None
-    return rate_of(inputs, outputs, mix)
-
-
-def _luck(seen: Observation | None, window_s: float) -> float:
-    """How far the window's rate may be off by luck alone."""
-    return 0.0 if seen is None else luck_of(seen.load.rate_rps * window_s)
 
 
 def _act(

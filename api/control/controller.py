@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from api.control.by_hand import settle_by_hand
-from api.control.capacity import CapacityLoop, is_short
+from api.control.capacity import CapacityLoop, Sight, is_short
 from api.control.drift import DriftLoop
 from api.control.leader_loop import LeaderLoop
 from api.control.loads import keep_load
@@ -110,16 +110,22 @@ class Controller:
         sla = Sla.parse(engine.sla) if engine.sla else None
         beats = uow.engines.list_heartbeats(engine.id, since=since)
         seen = observe(beats, sla, now=now)
+        sight = Sight(beats=beats, seen=seen, now=now)
         rollout = uow.rollouts.find_under_way(engine.id)
         if rollout is not None:
-            self._yield_to(uow, engine, rollout, seen)
+            self._yield_to(uow, engine, rollout, sight)
             return
         if self._drift.turn(uow, engine, beats, now):
             return
-        if self._capacity.turn(uow, engine, beats, seen, now) or engine.schedule is None:
+        if self._capacity.turn(uow, engine, sight) or engine.schedule is None:
             return
-        if engine.system is not None:
-            return  # nothing of an observed engine is hot
+        if engine.system is None:  # nothing of an observed engine is hot
+            self._move_hot(uow, engine, sla, sight)
+
+    def _move_hot(self, uow: UnitOfWork, engine: EngineRow, sla: Sla | None, sight: Sight) -> None:
+        """One turn of the fast loop."""
+        assert engine.schedule is not None, "the caller has looked"
+        seen = sight.seen
         schedule = Schedule.from_json(engine.schedule)
         in_force = settings_in(engine.effective_policy)
         if in_force.plan.replica != schedule.plan.replica:
@@ -127,11 +133,11 @@ class Controller:
         schedule = schedule.with_replicas(in_force.plan.dp)
         state = ControlState(
             schedule=schedule,
-            now_s=now.timestamp(),
+            now_s=sight.now_s,
             load=None if seen is None else seen.load,
             in_force=in_force,
             is_feasible_when_idle=is_feasible_when_idle(sla, schedule.alone),
-            memory=memory_from_json(engine.control_memory).as_of(now.timestamp()),
+            memory=memory_from_json(engine.control_memory).as_of(sight.now_s),
             limits=self._limits,
         )
         decision = decide(state)
@@ -143,12 +149,12 @@ class Controller:
         self._keep(uow, engine, decision, seen, version)
 
     def _yield_to(
-        self, uow: UnitOfWork, engine: EngineRow, rollout: RolloutRow, seen: Observation | None
+        self, uow: UnitOfWork, engine: EngineRow, rollout: RolloutRow, sight: Sight
     ) -> None:
         """Leave settings that are compared as they are, unless the load needs another plan; the
         load is noted all the same."""
-        keep_load(uow, engine, utc_now())
-        if is_short(engine, seen):
+        keep_load(uow, engine, sight.now)
+        if is_short(engine, sight):
             rollout_moves.end(
                 uow,
                 engine,
@@ -157,7 +163,8 @@ class Controller:
                 RolloutReason.LOAD_ABOVE_CAPACITY,
                 "more is asked for than the plan carries: capacity comes first",
             )
-            self._context.metrics.rollbacks.labels(reason="rollout").inc()
+            # The candidate was no worse for it: the alert is about those that were.
+            self._context.metrics.rollbacks.labels(reason="undecided").inc()
 
     def _act(self, uow: UnitOfWork, engine: EngineRow, decision: Decision) -> int | None:
         """Write the decided settings as the next policy version; returns it when there is one."""

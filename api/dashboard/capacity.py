@@ -36,14 +36,15 @@ def show_capacity_table(found: Json | None) -> None:
         )
         return
     entries = found["entries"]
-    chart(
-        charts.interval_points(
-            "devices",
-            "requests/s within the SLA",
-            [(e["num_devices"], e["low_rps"], e["rate_rps"], e["high_rps"]) for e in entries],
-        ),
-        "requests per second within the SLA against devices, with 90 % intervals",
-    )
+    if len(entries) > 1:
+        chart(
+            charts.interval_points(
+                "devices",
+                "requests/s within the SLA",
+                [(e["num_devices"], e["low_rps"], e["rate_rps"], e["high_rps"]) for e in entries],
+            ),
+            "requests per second within the SLA against devices, with 90 % intervals",
+        )
     table(TABLE, [_row(number, entry) for number, entry in enumerate(entries)])
     Text(
         "p",

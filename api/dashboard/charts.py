@@ -29,7 +29,7 @@ def over_time(
 ) -> Json:
     """Lines over time; ``bounds`` are level lines with their names, ``marks`` upright ones.
 
-    ``none`` stands where there is nothing to draw.
+    ``none`` stands where there is nothing to draw, without axes, which would run through it.
     """
     lines = [
         _line(name, [(at.isoformat(), value) for at, value in points], index)
@@ -39,23 +39,32 @@ def over_time(
     highest = max((bounds or {}).values(), default=0.0)
     if highest > max(values, default=0.0):  # a level line alone does not widen the axis
         most = round_up(1.1 * highest)
+    has_legend = len(series) > 1
     if lines:
-        lines[0]["markLine"] = _marks(
-            [{"yAxis": level, "name": name} for name, level in (bounds or {}).items()],
-            [{"xAxis": at.isoformat(), "name": name} for at, name in marks],
-        )
+        level = [{"yAxis": level, "name": name} for name, level in (bounds or {}).items()]
+        upright = [{"xAxis": at.isoformat(), "name": name} for at, name in marks]
+        lines[0]["markLine"] = _marks(level, upright) if values else _marks([], [])
     return {
         **_common(),
-        "legend": {"top": 4, "type": "scroll", "show": len(series) > 1},
+        "grid": GRID if has_legend else {**GRID, "top": 32},
+        "legend": {"top": 4, "type": "scroll", "show": has_legend and bool(values)},
         "useUTC": True,
         "title": {"show": not values, "text": none, **NO_DATA},
         "xAxis": {
+            "show": bool(values),
             "type": "time",
             "name": "time (UTC)",
             **_axis_name(),
             "axisLabel": {"hideOverlap": True, "formatter": "{HH}:{mm}:{ss}"},
         },
-        "yAxis": {"type": "value", "name": unit, "min": 0, "max": most, "splitLine": FAINT},
+        "yAxis": {
+            "show": bool(values),
+            "type": "value",
+            "name": unit,
+            "min": 0,
+            "max": most,
+            "splitLine": FAINT,
+        },
         "series": lines,
     }
 
@@ -82,6 +91,7 @@ def step_times(
         "title": {"show": not by_mode, "text": "no steps have run", **NO_DATA},
         "tooltip": {"show": False},
         "xAxis": {
+            "show": bool(by_mode),
             "type": "value",
             "name": "tokens of a step, up to",
             **_axis_name(),
@@ -91,7 +101,13 @@ def step_times(
             "splitLine": FAINT,
             "axisLabel": {":formatter": "exponent => 2 ** exponent"},
         },
-        "yAxis": {"type": "value", "name": "ms per step", "min": 0, "splitLine": FAINT},
+        "yAxis": {
+            "show": bool(by_mode),
+            "type": "value",
+            "name": "ms per step",
+            "min": 0,
+            "splitLine": FAINT,
+        },
         "series": lines,
     }
 
@@ -127,8 +143,20 @@ def bars(unit: str, values: Mapping[str, float], *, none: str) -> Json:
         "title": {"show": not values, "text": none, **NO_DATA},
         "grid": {"left": 150, "right": 32, "top": 12, "bottom": 46},
         "legend": {"show": False},
-        "xAxis": {"type": "value", "name": unit, **_axis_name(), "min": 0, "splitLine": FAINT},
-        "yAxis": {"type": "category", "data": list(values), "inverse": True},
+        "xAxis": {
+            "show": bool(values),
+            "type": "value",
+            "name": unit,
+            **_axis_name(),
+            "min": 0,
+            "splitLine": FAINT,
+        },
+        "yAxis": {
+            "show": bool(values),
+            "type": "category",
+            "data": list(values),
+            "inverse": True,
+        },
         "series": [
             {
                 "type": "bar",
@@ -156,6 +184,7 @@ def dots(
         "title": {"show": not points, "text": none, **NO_DATA},
         "tooltip": {"trigger": "item", "confine": True},
         "xAxis": {
+            "show": bool(points),
             "type": "value",
             "name": x,
             **_axis_name(),
@@ -165,6 +194,7 @@ def dots(
             "splitLine": FAINT,
         },
         "yAxis": {
+            "show": bool(points),
             "name": y,
             "splitLine": FAINT,
             **(_height_axis(min(heights), max(heights)) if points else {"type": "value"}),

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from api.dashboard.paths import LOGIN, LOGOUT
 from api.dashboard.style import STYLE, THEMES
 from api.dashboard.visit import Visit
+from api.dashboard.words import NONE
 from api.schemas.access import Scope
 from api.web.errors import ApiError, as_api_error
 
@@ -35,13 +36,13 @@ Row = dict[str, Any]
 # A cell is a text, or a text with an address, or one with a tone and what follows it.
 CELLS = """
 <q-tr :props="props"><q-td v-for="c in props.cols" :key="c.name" :props="props"
-  :data-label="c.label">
+  :data-label="c.label" :class="{unknown: c.value === 'NONE'}">
   <a v-if="c.value && c.value.href" :href="c.value.href">{{ c.value.text }}</a>
   <span v-else-if="c.value && c.value.tone"><span :class="'tag ' + c.value.tone">{{
     c.value.text }}</span>{{ c.value.more }}</span>
   <span v-else>{{ c.value }}</span>
 </q-td></q-tr>
-"""
+""".replace("NONE", NONE)
 
 
 class Text(TextElement):

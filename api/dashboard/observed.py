@@ -151,7 +151,6 @@ def _show_advice(outside: Outside) -> None:
             ("Must be carried (requests/s)", words.number(found.needed_rps)),
             ("The table's entry for its plan", _entry(found.current)),
             ("Should run", _entry(found.entry)),
-            ("Restarted by", words.RESTARTERS[found.applied_by]),
         ]
     )
     for left in found.left_out:

@@ -101,6 +101,7 @@ border-bottom:1px solid var(--line)}
 .q-table tbody td{display:flex;justify-content:space-between;gap:1rem;border:0!important;
 padding:.15rem 0!important;text-align:right!important;
 overflow-wrap:anywhere}
+.q-table tbody td.unknown{display:none}
 .q-table tbody td.breaks{min-width:0}.q-table tbody td>*{min-width:0;text-align:left}
 .q-table tbody td a{white-space:normal}
 .q-table tbody td:before{content:attr(data-label);color:var(--soft);text-align:left;flex:0 0 auto;

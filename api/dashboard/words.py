@@ -63,7 +63,7 @@ SIGHTS: dict[Sight, str] = {
     Sight.FORBIDDEN_ADDRESS: "its address must not be called",
 }
 ROLLOUTS: dict[RolloutState, tuple[str, str]] = {
-    RolloutState.REPLAYING: ("warn", "simulated on the last hours"),
+    RolloutState.REPLAYING: ("warn", "prepared"),
     RolloutState.CANARY: ("warn", "takes turns with what runs"),
     RolloutState.FULL: ("warn", "asked for, not applied yet"),
     RolloutState.DONE: ("good", "done"),
@@ -72,7 +72,7 @@ ROLLOUTS: dict[RolloutState, tuple[str, str]] = {
     RolloutState.CANCELLED: ("none", "cancelled"),
 }
 ROLLOUT_REASONS: dict[str, str] = {
-    RolloutReason.CREATED: "it has begun",
+    RolloutReason.CREATED: "it has begun: simulated on the last hours, unless asked not to",
     RolloutReason.REPLAY_SKIPPED: "it was not simulated first, as asked",
     RolloutReason.REPLAY_PASSED: "simulated, it was not worse",
     RolloutReason.REPLAY_WORSE: "simulated, it was worse",

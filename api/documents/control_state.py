@@ -12,6 +12,7 @@ from api.documents.servers import window_in
 from engine.spec.measurement import Fidelity, Outcome, RequestTiming
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
+from policies.busy_rate import BusyRate
 from policies.capacity_state import CapacityMemory, Queue
 from policies.capacity_watch import Look
 from policies.controller import ControlMemory
@@ -93,6 +94,7 @@ def capacity_from_json(document: Mapping[str, Any] | None) -> CapacityMemory:
             "enough_since_s": tuple(document.get("enough_since_s") or ()),
             "surge": SurgeMemory.from_json(document.get("surge")),
             "shedding": SheddingMemory(**(document.get("shedding") or {})),
+            "busy": BusyRate(**(document.get("busy") or {})),
             "commanded": None if commanded is None else parse_plan(commanded).plan,
         }
     )
@@ -126,8 +128,17 @@ def look_at(
         now_s=fresh[-1].received_at.timestamp(),
         seconds=sum(beat.window_s for beat in fresh),
         requests=float(sum(beat.arrived for beat in fresh)),
+        ended=sum(_num_ended(beat) for beat in fresh),
         queue=queue,
     )
+
+
+def _num_ended(beat: Heartbeat) -> float:
+    """Requests that ended after a first token; a server that is not ours tells those that ended."""
+    counted = window_in(beat.stats)
+    if counted is not None:
+        return counted.finished
+    return float(sum(bool(request["token_ms"]) for request in beat.requests))
 
 
 def load_slots(heartbeats: Sequence[Heartbeat]) -> dict[int, LoadSlot]:

@@ -83,7 +83,9 @@ class AdviceView(View):
     system: str
     reason: AdviceReason
     observed_rps: float | None = Field(description="What comes now, of the table's lengths")
-    peak_rps: float | None = Field(description="The peak that is forecast")
+    peak_rps: float | None = Field(
+        description="The peak that is forecast, with the margin that is held"
+    )
     needed_rps: float | None = Field(description="What has to be carried")
     current: Json | None = Field(description="The entry of the plan that runs; null: it has none")
     entry: Json | None = Field(description="Where it should be; null: nobody knows its load")

@@ -126,7 +126,7 @@ class RolloutView(View):
     code: str = Field(description="Why it stands there, of a closed set")
     reason: str
     is_undecided: bool = Field(
-        description="Taken back at a cap, before it was known whether the candidate is worse"
+        description="Taken back before it was known whether the candidate is worse"
     )
     candidate: Json = Field(description="The policy document that is rolled out")
     control_version: int = Field(description="The policy version that it is compared with")

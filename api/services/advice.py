@@ -44,14 +44,15 @@ def tell(uow: UnitOfWork, engine_id: str, settings: ServiceSettings) -> AdviceVi
     engine, server = uow.engines.get(engine_id), uow.servers.get(engine_id)
     table, whole = _tables(engine)
     observed_rps = _observed_rps(uow, engine, table, settings)
-    peak_rps = _peak_rps(uow, engine, table)
+    memory = capacity_from_json(engine.capacity_memory)
+    peak_rps = _peak_rps(uow, engine, table, caution=memory.caution)
     in_force = settings_in(engine.effective_policy)
     found = advise(
         table,
         in_force.plan,
         [rate for rate in (observed_rps, peak_rps) if rate is not None],
         most_devices=_most_devices(uow, engine),
-        correction=capacity_from_json(engine.capacity_memory).correction,
+        correction=memory.correction,
     )
     entry = found.entry
     return AdviceView(
@@ -138,14 +139,17 @@ def _observed_rps(
     return rate_of(rate * load.mean_input_tokens, rate * load.mean_output_tokens, table.mix)
 
 
-def _peak_rps(uow: UnitOfWork, engine: EngineRow, table: CapacityTable) -> float | None:
-    """Of the next minutes; None where nothing is kept of its load."""
+def _peak_rps(
+    uow: UnitOfWork, engine: EngineRow, table: CapacityTable, *, caution: float
+) -> float | None:
+    """Of the next minutes, with as much margin as the slow loop holds; None where nothing is kept
+    of its load."""
     now_s = time.time()
     since = datetime.fromtimestamp(now_s // SLOT_S * SLOT_S, UTC)
     under_way = load_slots(uow.engines.list_heartbeats(engine.id, since=since)).values()
     history = history_of(uow, engine, now_s=now_s, mix=table.mix, under_way=tuple(under_way))
     found = forecast(history, HORIZON_SLOTS, chosen=choose_known(uow, engine, history))
-    return None if found is None else found.peak_rps(CHANCE)
+    return None if found is None else found.peak_rps(CHANCE, caution=caution)
 
 
 def _most_devices(uow: UnitOfWork, engine: EngineRow) -> int:

@@ -156,6 +156,14 @@ def new_secret() -> str:
     return f"gs_{secrets.token_urlsafe(32)}"
 
 
+def keep_configured_key(database: Database, secret: str) -> None:
+    """See that the admin key of the settings opens."""
+    with database.begin() as uow:
+        uow.keys.hold_first()
+        if uow.keys.find_by_secret(secret) is None:
+            uow.keys.add(name="admin (from settings)", secret=secret, scopes=["admin"])
+
+
 def ensure_first_key(
     database: Database, admin_secret: str | None, announce: Callable[[str], None]
 ) -> bool:
@@ -164,12 +172,11 @@ def ensure_first_key(
     It is announced before it is stored, so that none is kept which could not be shown; says
     whether there was one to announce.
     """
+    if admin_secret is not None:
+        keep_configured_key(database, admin_secret)
+        return False
     with database.begin() as uow:
         uow.keys.hold_first()
-        if admin_secret is not None:
-            if uow.keys.find_by_secret(admin_secret) is None:
-                uow.keys.add(name="admin (from settings)", secret=admin_secret, scopes=["admin"])
-            return False
         if uow.keys.count():
             return False
         secret = new_secret()

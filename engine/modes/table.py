@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.spec.errors import EngineError
 from engine.spec.modes import BASE, SHIFT, Mode
 
@@ -29,19 +31,19 @@ class ModeTable:
     """Seconds of a step in each mode at each padded size, and the choice they make.
 
     ``sizes`` [B] ascending tokens; a step belongs to the bucket of the smallest size that holds it.
-    ``columns``: seconds [B] of each mode, from base down to shift. The first ``num_timed`` buckets
-    were measured; a line through the last two of those gives the others. ``fingerprint`` names the
-    model, plan and machine that the table applies to, and no others; ``plan`` and ``device`` say it
-    in words. ``allowed`` are the modes to choose from; None: all.
+    ``columns``: seconds [B] of each mode, from base down to shift. ``is_timed`` [B]: whether a
+    bucket was measured; others follow from their neighbours (:func:`filled`). ``fingerprint`` names
+    the model, plan and machine that the table applies to, and no others; ``plan`` and ``device``
+    say it in words. ``allowed`` are the modes to choose from; None: all.
 
     Raises:
-        EngineError: columns of unlike length, sizes that do not ascend, times that are no times, or
-            a mode without a column.
+        EngineError: columns of unlike length, sizes that do not ascend, times that are no times, no
+            bucket that was measured, or a mode without a column.
     """
 
     sizes: tuple[int, ...]
     columns: Mapping[Mode, tuple[float, ...]]
-    num_timed: int
+    is_timed: tuple[bool, ...]
     fingerprint: str
     plan: str
     device: str
@@ -59,10 +61,17 @@ class ModeTable:
         for seconds in itertools.chain.from_iterable(self.columns.values()):
             if not 0.0 < seconds < math.inf:
                 raise EngineError(f"{seconds} s for a step: must be above 0 and finite")
-        if not 1 <= self.num_timed <= len(self.sizes):
-            raise EngineError(f"num_timed={self.num_timed}: must be 1 to {len(self.sizes)}")
+        if len(self.is_timed) != len(self.sizes) or not any(self.is_timed):
+            raise EngineError(
+                f"of {len(self.sizes)} sizes, {self.is_timed} were measured; at least one must be"
+            )
         if unknown := [mode for mode in self.allowed or () if mode not in self.columns]:
             raise EngineError(f"mode {unknown[0]!r} was not timed; timed: {list(lengths)}")
+
+    @property
+    def num_timed(self) -> int:
+        """How many buckets were measured."""
+        return sum(self.is_timed)
 
     @cached_property
     def modes(self) -> tuple[Mode, ...]:
@@ -167,7 +176,7 @@ class ModeTable:
                     "tokens": size,
                     **{f"{column}_s": self.columns[column][i] for column in self.columns},
                     "mode": mode,
-                    "is_measured": i < self.num_timed,
+                    "is_measured": self.is_timed[i],
                 }
                 for i, (size, mode) in enumerate(rows)
             ],
@@ -192,7 +201,7 @@ class ModeTable:
                     mode: tuple(float(bucket[f"{mode}_s"]) for bucket in buckets)
                     for mode in dict.fromkeys((BASE, *modes, SHIFT))
                 },
-                num_timed=int(document["num_timed"]),
+                is_timed=tuple(bool(bucket["is_measured"]) for bucket in buckets),
                 fingerprint=str(document["fingerprint"]),
                 plan=str(document["plan"]),
                 device=str(document["device"]),
@@ -203,16 +212,17 @@ class ModeTable:
             raise EngineError(f"{where}: not a mode table ({error}); {WAY_OUT}") from error
 
 
-def extended(table: ModeTable, sizes: Sequence[int]) -> ModeTable:
-    """``table``, extrapolated to those of ``sizes`` that lie beyond its largest one."""
-    more = tuple(size for size in sizes if size > table.sizes[-1])
-    return replace(
-        table,
-        sizes=table.sizes + more,
-        columns={
-            mode: column + tuple(table.seconds(mode, size) for size in more)
-            for mode, column in table.columns.items()
-        },
+def filled(timed: Mapping[int, float], sizes: Sequence[int]) -> tuple[float, ...]:
+    """Seconds at each of ``sizes``, ascending, from those at the sizes that were timed: between two
+    of them on their line, beyond the largest on the line through the last two.
+    """
+    known = sorted(timed)
+    column = [timed[size] for size in known]
+    return tuple(
+        float(np.interp(size, known, column))
+        if size <= known[-1]
+        else line_through_last(known, column, size)
+        for size in sizes
     )
 
 

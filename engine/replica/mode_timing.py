@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from engine.executors.protocol import Executor, ExecutorInfo
-from engine.modes.table import SCHEMA, ModeTable, extended, find_table, store_table
+from engine.modes.table import SCHEMA, ModeTable, filled, find_table, store_table
 from engine.replica.devices import is_cuda
 from engine.scheduler.step import step_shape
 from engine.spec.config import Collectives, EngineConfig, ExecutorKind, LinkEmulation
@@ -23,7 +23,7 @@ from engine.spec.processor import num_cores, processor_name
 from engine.spec.steps import Int32Array, SlotStart, StepPlan
 
 # Raise this when the timed steps or the way of timing change: older tables are then remeasured.
-METHOD = 2
+METHOD = 3
 BUDGET_S = 10.0
 # Rounds of all modes at each size; the first one only warms up. After the least number, rounds go
 # on until they have taken SIZE_S or the most is reached.
@@ -149,29 +149,45 @@ def time_modes(
     budget_s: float = BUDGET_S,
     check: Callable[[], None] = lambda: None,
 ) -> ModeTable:
-    """Run steps of each of ``sizes`` in every mode, smallest first, and take the quickest.
+    """Run steps of ``sizes`` in every mode, every fourth size first, and take the quickest.
 
-    Sizes that ``budget_s`` leaves no time for are extrapolated, all but the first two. The steps
-    leave nothing behind: requests start their slots anew, and write a KV block before they read it.
+    A size that may take longer than ``budget_s`` leaves is not timed: its times follow from its
+    neighbours'. Two sizes always are. The steps leave nothing behind: requests start their slots
+    anew, and write a KV block before they read it.
     """
     stopwatch = _Stopwatch(executor, check)
-    times: list[dict[Mode, float]] = []
-    for size in sizes:
+    times: dict[int, dict[Mode, float]] = {}
+    spent_s: dict[int, float] = {}
+    for size in _coarse_first(sizes):
+        if len(times) >= 2 and stopwatch.total_s + _most_s(size, spent_s) > budget_s:
+            continue
         begun_s = stopwatch.total_s
-        times.append(_time_size(stopwatch, steps, plan, min(size, max_tokens)))
-        # The next size takes up to twice as long as this one did.
-        is_over = stopwatch.total_s + 2 * (stopwatch.total_s - begun_s) > budget_s
-        if len(times) >= 2 and is_over:
-            break
-    table = ModeTable(
-        sizes=sizes[: len(times)],
-        columns={mode: tuple(found[mode] for found in times) for mode in plan.modes},
-        num_timed=len(times),
+        times[size] = _time_size(stopwatch, steps, plan, min(size, max_tokens))
+        spent_s[size] = stopwatch.total_s - begun_s
+    return ModeTable(
+        sizes=sizes,
+        columns={
+            mode: filled({size: found[mode] for size, found in times.items()}, sizes)
+            for mode in plan.modes
+        },
+        is_timed=tuple(size in times for size in sizes),
         fingerprint=fingerprint,
         plan=str(plan),
         device=device,
     )
-    return extended(table, sizes)
+
+
+def _coarse_first(sizes: Sequence[int]) -> list[int]:
+    """Every fourth size, then every second, then all others: a short time shows the whole range."""
+    return list(dict.fromkeys(size for stride in (4, 2, 1) for size in sizes[::stride]))
+
+
+def _most_s(size: int, spent_s: Mapping[int, float]) -> float:
+    """Seconds that ``size`` takes at most, from what smaller ones took: none grows faster than its
+    tokens.
+    """
+    nearest = max(known for known in spent_s if known < size)
+    return spent_s[nearest] * size / nearest
 
 
 def _time_size(

@@ -26,10 +26,11 @@ START_S = 10_000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Tick:
-    """What happened in one: requests let in, and those of them that will meet the bound; both as
-    of the moment they came."""
+    """What happened in one: requests that came, those let in, and those of them that will meet the
+    bound; all as of the moment they came."""
 
     at_s: float
+    offered: float
     let_in: float
     met: float
     waiting: float
@@ -40,7 +41,8 @@ class Tick:
 class FluidQueue:
     """``offered_rps`` come to a server of ``served_rps``; the table says ``table_rps``. An answer
     ends ``answer_s`` after its first token, and the loop sees the last ``window_s``. With a
-    ``seed`` it is no fluid: single requests come and are served as they happen to (Poisson)."""
+    ``seed`` it is no fluid: single requests come and are served as they happen to (Poisson).
+    Without ``has_door`` all are let in, whatever the loop says."""
 
     offered_rps: float
     served_rps: float
@@ -50,6 +52,7 @@ class FluidQueue:
     answer_s: float = 4.0
     window_s: float = 30.0
     seed: int | None = None
+    has_door: bool = True
     ticks: list[Tick] = field(default_factory=list)
     _now_s: float = 0.0
     _limit_rps: float | None = None
@@ -97,13 +100,30 @@ class FluidQueue:
         """Requests a second that came in since then and meet the bound."""
         return sum(t.met for t in self.ticks if t.at_s >= since_s) / (self._now_s - since_s)
 
+    @property
+    def memory(self) -> CapacityMemory:
+        """What the loop remembers."""
+        return self._memory
+
+    @property
+    def plan(self) -> str:
+        """That of its one entry, as text."""
+        return str(self._entry.settings.plan)
+
+    def met_share(self, since_s: float) -> float:
+        """Of those that came since then, let in or not; those that will meet the bound."""
+        offered = sum(t.offered for t in self.ticks if t.at_s >= since_s)
+        return sum(t.met for t in self.ticks if t.at_s >= since_s) / offered
+
     def _tick(self) -> None:
         self._now_s += TICK_S
-        let_in = self._come_in(self._drawn(self.offered_rps * TICK_S))
+        offered = self._drawn(self.offered_rps * TICK_S)
+        let_in = self._come_in(offered)
         wait_s = self.waiting / self.served_rps
         self.ticks.append(
             Tick(
                 at_s=self._now_s,
+                offered=offered,
                 let_in=let_in,
                 met=let_in if wait_s <= self.bound_s else 0.0,
                 waiting=self.waiting,
@@ -117,7 +137,7 @@ class FluidQueue:
         return mean if self._rng is None else float(self._rng.poisson(mean))
 
     def _come_in(self, offered: float) -> float:
-        if self._limit_rps is None:
+        if self._limit_rps is None or not self.has_door:
             return offered
         most = max(self._limit_rps * BURST_S, 0.0 if self._rng is None else 1.0)
         self._bucket = min(most, self._bucket + self._limit_rps * TICK_S)
@@ -145,12 +165,22 @@ class FluidQueue:
         since_s = self._now_s - self.answer_s
         return sum(amount for at_s, amount, _ in self._first_tokens if at_s > since_s)
 
-    def _look(self) -> None:
-        ended = [
+    def _ended(self, seconds: float) -> list[tuple[float, bool]]:
+        """How many answers ended in the last ``seconds``, and whether they met the bound."""
+        since_s = self._now_s - seconds - self.answer_s
+        return [
             (amount, is_met)
             for at_s, amount, is_met in self._first_tokens
-            if self._now_s - self.window_s < at_s + self.answer_s <= self._now_s
+            if since_s < at_s <= self._now_s - self.answer_s
         ]
+
+    def _observed_rps(self) -> float:
+        """What came in the last window; from its first second on it has come as now."""
+        newest = self.ticks[-round(self.window_s / TICK_S) :]
+        return sum(tick.offered for tick in newest) / (len(newest) * TICK_S)
+
+    def _look(self) -> None:
+        ended = self._ended(self.window_s)
         finished = sum(amount for amount, _ in ended)
         attainment = None
         if finished >= LEAST_JUDGED:
@@ -161,22 +191,24 @@ class FluidQueue:
             running=self._running,
             window_s=self.window_s,
         )
-        luck = luck_of(self.offered_rps * self.window_s)
+        observed_rps = self._observed_rps()
+        luck = luck_of(observed_rps * self.window_s)
         now_s = START_S + self._now_s
         look = Look(
             now_s=now_s,
             seconds=LOOK_S,
             requests=self.offered_rps * LOOK_S,
+            ended=sum(amount for amount, _ in self._ended(LOOK_S)),
             queue=queue,
-            observed_rps=self.offered_rps,
+            observed_rps=observed_rps,
             observed_luck=luck,
         )
         state = CapacityState(
             table=self._table,
             now_s=now_s,
             current=self._entry,
-            forecast=ahead(self.offered_rps),
-            observed_rps=self.offered_rps,
+            forecast=ahead(observed_rps),
+            observed_rps=observed_rps,
             observed_luck=luck,
             is_sla_met=None if attainment is None else attainment >= 0.9,
             attainment=attainment,
@@ -185,7 +217,7 @@ class FluidQueue:
             queue=queue,
         )
         self._memory = watch(self._memory, look, self._entry, self._table, state.limits)
-        is_urgent = state.is_sla_met is False or self.offered_rps > self.table_rps
+        is_urgent = state.is_sla_met is False or observed_rps > self.table_rps
         if is_due(self._memory, now_s, is_urgent=is_urgent, slow_s=SLOW_S, urgent_s=URGENT_S):
             decision = decide_capacity(replace(state, memory=self._memory))
             self._memory = decision.memory

@@ -113,6 +113,13 @@ def test_requests_exposed_are_capped_too() -> None:
     assert 500 <= played.decision.canary.exposed_requests <= 520
 
 
+def test_requests_that_come_until_control_is_back_in_force_are_exposed_as_their_seconds_are() -> (
+    None
+):
+    canary = play(always(0.96, 0.98), arrived=10, ack_s=25.0).decision.canary
+    assert canary.exposed_requests >= 0.95 * canary.exposed_s * 10 / TICK_S
+
+
 def test_a_candidate_that_few_requests_met_may_serve_for_longer() -> None:
     limits = replace(LIMITS, few_requests=10_000)
     played = play(always(0.96, 0.98), limits=limits, arrived=1)

@@ -289,7 +289,8 @@ def test_a_verdict_tells_few_requests_from_a_narrow_miss() -> None:
     few = point(10, 2, 0.99)
     beliefs = {"attainment": Estimate(value=0.99, low=0.9, high=1.0, certainty=0.5)}
     told = verdict(replace(few, beliefs=beliefs), SLA)
-    assert told.startswith("too few requests to show attainment: P(SLA met) 0.")
+    way_out = "(more of them would, or a lower percentile)"
+    assert told.startswith(f"too few requests to show attainment {way_out}: P(SLA met) 0.")
 
 
 def test_a_bound_that_failures_miss_is_told_without_a_number_that_is_none() -> None:

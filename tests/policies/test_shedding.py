@@ -314,6 +314,20 @@ def test_so_many_wait_that_nobody_is_asked_how_those_before_were_served() -> Non
     assert limits_over([{**known, "waiting": 300.0}]) != [None]
 
 
+def test_a_gust_that_a_busy_engine_works_off_in_time_does_not_shut_the_door() -> None:
+    """Little ended before it: 300 waiting would be a minute of that, and are 20 s of what a busy
+    engine ends."""
+    gust = {"met_rps": 20.0, "finished_rps": 4.0, "borne": 15.0, "is_queue_long": True}
+    assert limits_over([{**gust, "waiting": 300.0}]) != [None]
+    assert limits_over([{**gust, "waiting": 300.0, "busy_rps": 15.0}]) == [None]
+
+
+def test_a_limit_begins_with_what_a_busy_engine_was_seen_to_end() -> None:
+    known = {"busy_rps": 15.0, "is_queue_long": True}
+    assert limits_over([known]) == [0.9 * 15.0]
+    assert limits_over([{**known, "is_finish_enough": False}]) == [8.0]
+
+
 def test_another_plan_begins_with_what_it_carries() -> None:
     """What a queue before the smaller plan told is nothing to the larger one."""
     learned = SheddingMemory(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from engine.spec.modes import AUTO
@@ -16,7 +16,13 @@ from tuner.answers.simulated import case_of
 from tuner.answers.words import question_of
 from tuner.capacity.document import capacity_json, capacity_lines
 from tuner.capacity.probe import Asked
-from tuner.capacity.search import NUM_DRAWS, Capacity, OnProbe, find_capacity
+from tuner.capacity.search import (
+    NUM_DRAWS,
+    Capacity,
+    CapacityStopped,
+    OnProbe,
+    find_capacity,
+)
 from tuner.described.title import Title
 from tuner.workload.workload import Workload
 
@@ -28,12 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Carried(Answer):
-    """The load that settings carry, and the points that it was found by."""
+    """The load that settings carry, and the points that it was found by; ``is_interrupted``: as far
+    as these were looked at."""
 
     question: Question
     case: Case
     asked: Asked
     found: Capacity
+    is_interrupted: bool = False
 
     @property
     def is_met(self) -> bool:
@@ -64,6 +72,7 @@ class Carried(Answer):
             title=str(self.case.title),
             origin=self.case.origin,
             warnings=self.case.warnings,
+            is_interrupted=self.is_interrupted,
         )
 
     def summary(self) -> pd.DataFrame:
@@ -86,6 +95,14 @@ class Carried(Answer):
         return capacity_picture(self.document, facts=self.title.parts, sla=self.asked.sla)
 
 
+class CarriedStopped(KeyboardInterrupt):
+    """Ctrl-C in the middle of the search: ``answer`` is what was found by then."""
+
+    def __init__(self, answer: Carried) -> None:
+        super().__init__()
+        self.answer = answer
+
+
 def carried(
     question: Question,
     case: Case,
@@ -98,6 +115,7 @@ def carried(
 
     Raises:
         TunerError: a workload without a rate.
+        CarriedStopped: Ctrl-C, when some load was looked at; before that KeyboardInterrupt.
     """
     asked = Asked(
         settings=case.settings,
@@ -106,8 +124,11 @@ def carried(
         sla=sla,
         interval=case.interval or 0.0,
     )
-    found = find_capacity(asked, num_draws=num_draws, on_probe=on_probe)
-    return Carried(question=question, case=case, asked=asked, found=found)
+    tell = partial(Carried, question=question, case=case, asked=asked)
+    try:
+        return tell(found=find_capacity(asked, num_draws=num_draws, on_probe=on_probe))
+    except CapacityStopped as stopped:
+        raise CarriedStopped(tell(found=stopped.found, is_interrupted=True)) from stopped
 
 
 def capacity(

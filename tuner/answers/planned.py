@@ -51,6 +51,8 @@ class Planned(Answer):
     @property
     def headline(self) -> str:
         found = choices(self.report)
+        if self.report.interrupted is not None:
+            return self.report.interrupted
         if not found:
             reason = infeasible(self.report)
             assert reason is not None, "no choice without a reason"

@@ -41,12 +41,13 @@ def quietly(_: str) -> Iterator[OnProgress]:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Simulated(Answer):
-    """One simulated run. ``intervals`` None: not asked for."""
+    """One simulated run. ``intervals`` None: not asked for, or interrupted before."""
 
     question: Question
     case: Case
     result: SimulationResult
     intervals: Mapping[str, Estimate] | None
+    is_interrupted: bool = False
 
     @property
     def settings(self) -> Settings:
@@ -69,6 +70,7 @@ class Simulated(Answer):
     @cached_property
     def document(self) -> dict[str, Any]:
         question, case = self.question, self.case
+        note = ("interrupted before the intervals were known",) if self.is_interrupted else ()
         return simulation_json(
             self.result,
             sla=question.sla,
@@ -79,7 +81,7 @@ class Simulated(Answer):
             intervals=self.intervals,
             energy=case.energy(self.result) if case.energy is not None else None,
             has_prefix_cache=case.keeps_prefixes,
-            warnings=case.warnings,
+            warnings=(*case.warnings, *note),
             title=str(case.title),
         )
 
@@ -127,17 +129,33 @@ class Simulated(Answer):
         )
 
 
+class SimulationStopped(KeyboardInterrupt):
+    """Ctrl-C after the run and before its intervals: ``answer`` is without them."""
+
+    def __init__(self, answer: Simulated) -> None:
+        super().__init__()
+        self.answer = answer
+
+
 def run_case(question: Question, case: Case, *, on_stage: OnStage = quietly) -> Simulated:
-    """Run the case, and twice more for its interval if it has one."""
+    """Run the case, and twice more for its interval if it has one.
+
+    Raises:
+        SimulationStopped: Ctrl-C before the interval was known; in the run KeyboardInterrupt.
+    """
     with on_stage("simulate") as show:
         result = case.run(1.0, show)
-    intervals = None
-    if case.interval is not None:
+    answer = Simulated(question=question, case=case, result=result, intervals=None)
+    if case.interval is None:
+        return answer
+    try:
         with on_stage("interval") as show:
             intervals = with_interval(
                 result, case.run, question.sla, interval=case.interval, on_progress=show
             )
-    return Simulated(question=question, case=case, result=result, intervals=intervals)
+    except KeyboardInterrupt as stopped:
+        raise SimulationStopped(replace(answer, is_interrupted=True)) from stopped
+    return replace(answer, intervals=intervals)
 
 
 def simulate(

@@ -33,6 +33,7 @@ def capacity_json(
     origin: dict[str, Any],
     fidelity: Fidelity = Fidelity.SIMULATED,
     warnings: Sequence[str] = (),
+    is_interrupted: bool = False,
 ) -> dict[str, Any]:
     """The answer as a JSON value; simulated ones have no wall times, so equal inputs give equal
     bytes.
@@ -49,6 +50,7 @@ def capacity_json(
         "min_probability": MIN_CHANCE,
         "asked": load_json(workload, 1.0),
         "capacity": answer_json(found, workload),
+        "is_interrupted": is_interrupted,
         "rates": [
             _rate_json(workload, sla, [p for p in found.probes if p.factor == factor])
             for factor in sorted({p.factor for p in found.probes})
@@ -146,8 +148,9 @@ def capacity_lines(document: dict[str, Any]) -> list[str]:
     first = f"capacity: {at_least}{load_text(answer['load'])} within {sla} {chance}"
     if answer["high"] is not None:
         first += f" (90 % interval {load_text(answer['low'])} to {load_text(answer['high'])})"
-    way = "carried" if answer["carries_asked"] else "above what it carries"
-    lines = [first, f"asked: {_asked(document['asked'])}, {way} ({_share(answer)} of it)"]
+    lines = [first, f"asked: {_asked(document['asked'])}, {_way(document)}"]
+    if document.get("is_interrupted") and (missed := _least_missed(document)) is not None:
+        lines.append(f"missed: {load_text(missed)}; what lies between was not looked at yet")
     if answer["binding"] is not None:
         lines.append(f"binding: {answer['binding']}")
     if (cliff := answer["cliff"]) is not None:
@@ -167,8 +170,22 @@ def _asked(load: dict[str, Any]) -> str:
     return load_text(load) + drawn
 
 
-def _share(answer: dict[str, Any]) -> str:
-    return f"capacity is {100 * answer['load']['factor']:.0f} %"
+def _way(document: dict[str, Any]) -> str:
+    """Whether the load as asked is carried, as far as that is known."""
+    answer = document["capacity"]
+    share = f"(capacity is {100 * answer['load']['factor']:.0f} % of it)"
+    if answer["carries_asked"]:
+        return f"carried {share}"
+    missed = _least_missed(document)
+    if document.get("is_interrupted") and (missed is None or missed["factor"] > 1):
+        return "not known yet whether it is carried"
+    return f"above what it carries {share}"
+
+
+def _least_missed(document: dict[str, Any]) -> dict[str, Any] | None:
+    """The least load that was looked at and is not carried."""
+    least = document["min_probability"]
+    return next((rate for rate in document["rates"] if rate["sla_probability"] < least), None)
 
 
 def _by(answer: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, takewhile
 
 import numpy as np
 
@@ -78,6 +78,15 @@ class Capacity:
     probes: tuple[Probe, ...]
 
 
+class CapacityStopped(KeyboardInterrupt):
+    """Ctrl-C in the middle of the search: ``found`` is what the loads looked at by then show,
+    without an interval."""
+
+    def __init__(self, found: Capacity) -> None:
+        super().__init__()
+        self.found = found
+
+
 def find_capacity(
     asked: Asked,
     *,
@@ -91,9 +100,27 @@ def find_capacity(
 
     Raises:
         TunerError: a workload of one request, or whose requests all come at once, has no rate.
+        CapacityStopped: Ctrl-C, when some load was looked at; before that KeyboardInterrupt.
     """
     check_has_rate(asked.workload)
     seen: dict[tuple[float, int], Probe] = {}
+    try:
+        return _search(asked, seen, num_draws, start, on_probe)
+    except KeyboardInterrupt as stopped:
+        if not seen:
+            raise
+        probes = tuple(seen.values())
+        raise CapacityStopped(_open_ended(_carried(probes), probes, asked)) from stopped
+
+
+def _search(
+    asked: Asked,
+    seen: dict[tuple[float, int], Probe],
+    num_draws: int,
+    start: float,
+    on_probe: OnProbe,
+) -> Capacity:
+    """As :func:`find_capacity`; ``seen`` gets every probe, by factor and draw."""
     # After the bisection: the grid and the two loads of the cliff in every draw.
     afterwards = (len(GRID) + 2) * num_draws
     expected = EXPECTED_BRACKET + afterwards
@@ -217,6 +244,15 @@ def edge(
             factor = math.sqrt(good * bad)
         stride = min(stride * stride, 2.0)
     return good
+
+
+def _carried(probes: Sequence[Probe]) -> float | None:
+    """The highest factor that is carried in the draws looked at, below all that are not."""
+    chances: dict[float, list[float]] = defaultdict(list)
+    for each in probes:
+        chances[each.factor].append(each.chance)
+    good = takewhile(lambda factor: np.mean(chances[factor]) >= MIN_CHANCE, sorted(chances))
+    return max(good, default=None)
 
 
 def _open_ended(good: float | None, probes: tuple[Probe, ...], asked: Asked) -> Capacity:

@@ -30,6 +30,8 @@ from tuner.workload.workload import Workload
 # The threshold that the published plug-in takes unless somebody names one.
 PUBLISHED_THRESHOLD = 512
 MOST_HYBRIDS = 3
+# Fewer say nothing of noise.
+LEAST_DRAWS = 2
 
 
 class Kind(StrEnum):
@@ -78,6 +80,17 @@ class Question:
 
 OnComparing = Callable[[str, int, int], None]
 Task = tuple[Settings, bool, int]
+Found = tuple[dict[str, float], bool]
+
+
+class ComparisonStopped(KeyboardInterrupt):
+    """Ctrl-C while cases were judged: ``runs`` are of the ``num_draws`` draws (at least
+    ``LEAST_DRAWS``) that every case had run by then."""
+
+    def __init__(self, runs: tuple[Runs, ...], num_draws: int) -> None:
+        super().__init__()
+        self.runs = runs
+        self.num_draws = num_draws
 
 
 def compare(
@@ -87,6 +100,7 @@ def compare(
 
     Raises:
         TunerError: no plan on that many devices can run the model.
+        ComparisonStopped: Ctrl-C, when some draws were whole; before that KeyboardInterrupt.
     """
     with Workers(jobs) as workers:
         runner = _Runner(question=question, workers=workers, on_progress=on_progress)
@@ -102,43 +116,38 @@ class _Runner:
 
     def all_draws(self, cases: Sequence[Case]) -> tuple[Runs, ...]:
         draws = range(self.question.num_draws)
-        tasks = [
-            (case.settings, case.kind is Kind.BOUND, draw)
-            for case in cases
-            if case.settings is not None
-            for draw in draws
-        ]
-        found = iter(self.run("draws", tasks))
-        runs = []
-        for case in cases:
-            own = [next(found) for _ in draws] if case.settings is not None else []
-            runs.append(
-                Runs(
-                    case=case,
-                    draws=tuple(flat for flat, _ in own),
-                    num_met=sum(is_met for _, is_met in own),
-                )
-            )
-        return tuple(runs)
+        # Draw by draw: whoever stops in the middle has whole ones to compare.
+        by_draw = {draw: _tasks(cases, draw) for draw in draws}
+        found: dict[Task, Found] = {}
+        try:
+            self.run("draws", [task for tasks in by_draw.values() for task in tasks], found)
+        except KeyboardInterrupt as stopped:
+            whole = [draw for draw, tasks in by_draw.items() if found.keys() >= set(tasks)]
+            if len(whole) < LEAST_DRAWS:
+                raise
+            raise ComparisonStopped(_runs(cases, whole, found), len(whole)) from stopped
+        return _runs(cases, draws, found)
 
     def best_first(self, stage: str, settings: Iterable[Settings]) -> list[Settings]:
         """By the draw that cases are chosen on."""
         every = list(dict.fromkeys(settings))
         tasks = [(each, False, self.question.choosing_draw) for each in every]
         sla = self.question.sla
-        scores = [score(flat, sla) for flat, _ in self.run(stage, tasks)]
+        found: dict[Task, Found] = {}
+        self.run(stage, tasks, found)
+        scores = [score(found[task][0], sla) for task in tasks]
         order = sorted(range(len(every)), key=lambda i: scores[i])
         return [every[i] for i in order]
 
-    def run(self, stage: str, tasks: Sequence[Task]) -> list[tuple[dict[str, float], bool]]:
-        done = 0
+    def run(self, stage: str, tasks: Sequence[Task], found: dict[Task, Found]) -> None:
+        """Run the tasks; ``found`` gets what comes of each as it is there."""
+        wanted = list(dict.fromkeys(tasks))
 
-        def count(_: Task) -> None:
-            nonlocal done
-            done += 1
-            self.on_progress(stage, done, len(tasks))
+        def keep(task: Task, answer: Found) -> None:
+            found[task] = answer
+            self.on_progress(stage, len(found), len(wanted))
 
-        return self.workers.map(partial(_run, self.question), tasks, count)
+        self.workers.map(partial(_run, self.question), wanted, keep)
 
     def reason(self, plan: ParallelPlan) -> str | None:
         """Why ``plan`` cannot run; None where it can."""
@@ -150,7 +159,33 @@ class _Runner:
         return None
 
 
-def _run(question: Question, task: Task) -> tuple[dict[str, float], bool]:
+def _tasks(cases: Sequence[Case], draw: int) -> list[Task]:
+    """A run of every case that can run."""
+    return [
+        (case.settings, case.kind is Kind.BOUND, draw)
+        for case in cases
+        if case.settings is not None
+    ]
+
+
+def _runs(
+    cases: Sequence[Case], draws: Sequence[int], found: dict[Task, Found]
+) -> tuple[Runs, ...]:
+    """What came of the cases in these draws."""
+    runs = []
+    for case in cases:
+        own = [found[task] for draw in draws for task in _tasks([case], draw)]
+        runs.append(
+            Runs(
+                case=case,
+                draws=tuple(flat for flat, _ in own),
+                num_met=sum(is_met for _, is_met in own),
+            )
+        )
+    return tuple(runs)
+
+
+def _run(question: Question, task: Task) -> Found:
     """One run's numbers, and whether it meets the SLA."""
     settings, is_oracle, draw = task
     load = stretch(question.load, 1.0, seed=draw)

@@ -28,6 +28,7 @@ def comparison_json(
     title: str,
     origin: dict[str, Any],
     warnings: Sequence[str] = (),
+    is_interrupted: bool = False,
 ) -> dict[str, Any]:
     """The comparison as a JSON value without wall times: equal inputs give equal bytes.
 
@@ -49,6 +50,7 @@ def comparison_json(
         "seed": seed,
         "num_devices": question.num_devices,
         "num_draws": question.num_draws,
+        "is_interrupted": is_interrupted,
         "metrics": [
             {"key": key, "name": metric_name(key), "direction": "less" if is_less else "more"}
             for key, is_less in keys.items()

@@ -79,7 +79,7 @@ def _run(
     """The answers, with progress told under the stage's name."""
     done = 0
 
-    def count(_: Task) -> None:
+    def count(*_: object) -> None:
         nonlocal done
         done += 1
         on_progress(f"capacity, {stage}", done, len(tasks))

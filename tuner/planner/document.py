@@ -104,6 +104,7 @@ def plan_json(
         "gearshift": version("gearshift"),
         **origin,
         "num_devices": report.num_devices,
+        "is_interrupted": report.interrupted is not None,
         "max_model_len": question.node.max_model_len,
         "steps": steps_json(
             NodeSteps(question.node), _told_point(report).settings, question.workload
@@ -146,9 +147,10 @@ def near_misses(report: PlanReport) -> list[dict[str, Any]]:
 
 
 def infeasible(report: PlanReport, ways: WaysOut | None = None) -> dict[str, Any] | None:
-    """What stands in the way if nothing meets the SLA. With ``ways``, relaxations are those that
+    """What stands in the way if nothing meets the SLA (None where planning was interrupted: nobody
+    knows). With ``ways``, relaxations are those that
     hold when applied; without, they are read off the points at hand."""
-    if report.selection.best is not None:
+    if report.selection.best is not None or report.interrupted is not None:
         return None
     found = infeasible_json(report.selection, report.question.sla)
     found["is_from_single_requests"] = report.is_from_alone
@@ -232,6 +234,8 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
     node, workload = report.question.node, report.question.workload
     device = node.hardware.device
     found = list(workload.warnings)
+    if report.interrupted is not None:
+        found.append(report.interrupted)
     error = _step_error(report)
     off = f"a step may be off by {percent(error.decode)}"
     if error.prefill != error.decode:

@@ -18,7 +18,7 @@ from engine.spec.settings import Settings
 from policies.constraint import Metric
 from policies.objective import Goal, Objective
 from policies.points import OperatingPoint
-from policies.select import Selection, select
+from policies.select import ChoiceReason, Selection, select
 from policies.sla import Sla
 from policies.verdict import missed_text
 from tuner.described.node import Node
@@ -88,7 +88,8 @@ class PlanReport:
 
     ``points`` are all whole simulations, those of winners with intervals. ``selection`` has the
     best three, or what stands in the way. If nothing ran to its end, it is made from runs of single
-    requests (``is_from_alone``), which are at least as good as any run under load.
+    requests (``is_from_alone``), which are at least as good as any run under load. ``interrupted``
+    says how far planning was when it was stopped; then nothing is chosen.
     """
 
     question: Question
@@ -99,6 +100,7 @@ class PlanReport:
     failures: tuple[Failure, ...]
     explored: tuple[Explored, ...]
     is_from_alone: bool = False
+    interrupted: str | None = None
 
     @property
     def feasible(self) -> tuple[OperatingPoint, ...]:
@@ -110,6 +112,14 @@ class PlanReport:
     def count(self, judged_on: JudgedOn) -> int:
         """Settings judged on that much of the workload."""
         return sum(t.judged_on is judged_on for e in self.explored for t in e.tried)
+
+
+class PlanningStopped(KeyboardInterrupt):
+    """Ctrl-C while plans were judged: ``report`` has those that were, and no choice."""
+
+    def __init__(self, report: PlanReport) -> None:
+        super().__init__()
+        self.report = report
 
 
 # Called with what is being done, the number of parts done, and the number of parts.
@@ -132,6 +142,7 @@ def make_plan(
 
     Raises:
         TunerError: no plan can run the model there, with the reasons of the first ones.
+        PlanningStopped: Ctrl-C, when some plan was judged; before that KeyboardInterrupt.
     """
     goal = goal or Goal()
     with Workers(jobs) as workers:
@@ -173,17 +184,30 @@ def plan_question(
     memory_failures, fitting = split_plans(node, question.workload, least, devices)
     if not (plans := [plan for plan in fitting if wanted(plan)]):
         raise TunerError(f"none of the plans wanted can run on {least} to {devices} devices")
-    explored = _explore_all(workers, question, plans, on_progress)
-    points, is_from_alone = _points(workers, question, explored, on_progress)
-    asked = _known_alone(question, points) if is_from_alone else question
-    if is_from_alone:
-        selection = select(points, asked.sla, goal.objective)
-    else:
-        points, selection = _select(workers, asked, points, goal.objective, on_progress)
-    return PlanReport(
-        question=question,
-        num_devices=devices,
-        goal=goal,
+    explored: list[Explored] = []
+    report = partial(PlanReport, question=question, num_devices=devices, goal=goal)
+    try:
+        _explore_all(workers, question, plans, on_progress, explored)
+        points, is_from_alone = _points(workers, question, explored, on_progress)
+        asked = _known_alone(question, points) if is_from_alone else question
+        if is_from_alone:
+            selection = select(points, asked.sla, goal.objective)
+        else:
+            points, selection = _select(workers, asked, points, goal.objective, on_progress)
+    except KeyboardInterrupt as stopped:
+        if not explored:
+            raise
+        raise PlanningStopped(
+            report(
+                selection=Selection(reason=ChoiceReason.NO_POINTS, objective=goal.objective),
+                points=tuple(tried.point for each in explored for tried in each.whole),
+                failures=(*memory_failures, *_failures(explored, sla)),
+                explored=tuple(explored),
+                interrupted=f"interrupted after {len(explored)} of {len(plans)} plans; nothing is "
+                "recommended, as no P is known",
+            )
+        ) from stopped
+    return report(
         selection=selection,
         points=() if is_from_alone else tuple(points),
         failures=(*memory_failures, *_failures(explored, sla)),
@@ -223,24 +247,27 @@ def split_plans(
 
 
 def _explore_all(
-    workers: Workers, question: Question, plans: list[ParallelPlan], on_progress: OnPlanning
-) -> list[Explored]:
+    workers: Workers,
+    question: Question,
+    plans: list[ParallelPlan],
+    on_progress: OnPlanning,
+    explored: list[Explored],
+) -> None:
+    """Judge the plans; ``explored`` gets each as it is judged, and is in order at the end."""
     # Many replicas and stages take longest to simulate, so they come first and no core idles at the
     # end.
     order = sorted(plans, key=lambda plan: (-plan.dp * plan.pp, plan))
-    done = 0
 
-    def tell(_: tuple[ParallelPlan, Seen]) -> None:
-        nonlocal done
-        done += 1
-        on_progress("plans", done, len(order))
+    def keep(_: tuple[ParallelPlan, Seen], found: tuple[Explored, Seen]) -> None:
+        explored.append(found[0])
+        on_progress("plans", len(explored), len(order))
 
     on_progress("plans", 0, len(order))
     tasks = [(plan, question.seen.of(plan)) for plan in order]
-    found = workers.map(partial(_explore, question), tasks, tell)
+    found = workers.map(partial(_explore, question), tasks, keep)
     for _, seen in found:
         question.seen.learn_all(seen)
-    return sorted((each for each, _ in found), key=lambda e: (e.plan.world_size, e.plan))
+    explored.sort(key=lambda each: (each.plan.world_size, each.plan))
 
 
 def _explore(question: Question, task: tuple[ParallelPlan, Seen]) -> tuple[Explored, Seen]:

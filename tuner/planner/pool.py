@@ -60,7 +60,7 @@ class Pool(Protocol):
         self,
         answer: Callable[[Task], Answer],
         tasks: Sequence[Task],
-        on_done: Callable[[Task], None],
+        on_done: Callable[[Task, Answer], None],
     ) -> list[Answer]:
         """As :meth:`Workers.map`."""
 
@@ -104,9 +104,10 @@ class Workers:
         self,
         answer: Callable[[Task], Answer],
         tasks: Sequence[Task],
-        on_done: Callable[[Task], None] = lambda _: None,
+        on_done: Callable[[Task, Answer], None] = lambda *_: None,
     ) -> list[Answer]:
-        """``answer`` of every task, in the order of ``tasks``; ``on_done`` as each is there.
+        """``answer`` of every task, in the order of ``tasks``; ``on_done`` as each is there, so
+        that whoever is interrupted has what was answered by then.
 
         ``answer`` must be importable by name, tasks and answers plain values. What ``answer`` holds
         (as a partial) is made once a process: a question has thousands of requests, and step times
@@ -129,7 +130,7 @@ class LocalPool:
         self,
         answer: Callable[[Task], Answer],
         tasks: Sequence[Task],
-        on_done: Callable[[Task], None],
+        on_done: Callable[[Task, Answer], None],
     ) -> list[Answer]:
         others = active_children()
         with _interruptions_held():  # children, which start here, inherit that
@@ -138,8 +139,7 @@ class LocalPool:
             self._children += [child for child in active_children() if child not in others]
         try:
             for future in as_completed(futures):
-                future.result()
-                on_done(futures[future])
+                on_done(futures[future], future.result())
         except KeyboardInterrupt:
             for child in self._children:
                 child.terminate()
@@ -169,6 +169,6 @@ def _interruptions_held() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _tell(answer: Answer, task: Task, on_done: Callable[[Task], None]) -> Answer:
-    on_done(task)
+def _tell(answer: Answer, task: Task, on_done: Callable[[Task, Answer], None]) -> Answer:
+    on_done(task, answer)
     return answer

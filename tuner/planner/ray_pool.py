@@ -62,7 +62,7 @@ class RayPool:
         self,
         answer: Callable[[Task], Answer],
         tasks: Sequence[Task],
-        on_done: Callable[[Task], None],
+        on_done: Callable[[Task, Answer], None],
     ) -> list[Answer]:
         """As :meth:`tuner.planner.pool.Workers.map`.
 
@@ -77,8 +77,7 @@ class RayPool:
             while waiting:
                 done, waiting = ray.wait(waiting)
                 for reference in done:
-                    ray.get(reference)
-                    on_done(references[reference])
+                    on_done(references[reference], ray.get(reference))
             return list(ray.get(list(references)))
         except (ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError) as error:
             raise TunerError(

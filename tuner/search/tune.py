@@ -110,7 +110,9 @@ def run_trial(
     elif why_not is not None:
         trial = record.simulated(TrialState.PRUNED, f"not run: {why_not}")
     elif not context.can_run(settings.plan):
-        trial = record.simulated(TrialState.COMPLETE, _why_simulated(context, settings))
+        told = [verdict(predicted, context.sla)] if predicted.metrics else []
+        why = _why_simulated(context, settings)
+        trial = record.simulated(TrialState.COMPLETE, "; ".join([*told, why]))
     elif (dear := purse.why_not_run(settings, context.trial_workload)) is not None:
         trial = record.simulated(TrialState.PRUNED, dear)
     else:

@@ -40,7 +40,7 @@ def modelled_table(
             mode: tuple(sum(timer.stage_seconds(shape)) for shape in found)
             for mode, found in shapes.items()
         },
-        num_timed=len(sizes),
+        is_timed=(True,) * len(sizes),
         fingerprint="",
         plan=str(plan),
         device="simulated",

@@ -161,6 +161,7 @@ class CapacitySteering:
             now_s=self._asked_s,
             seconds=last.window_s,
             requests=last.num_arrived,
+            ended=sum(bool(timing.token_s) for timing in last.timings),
             queue=self._queue(view),
             observed_rps=observed_rps,
             observed_luck=luck,

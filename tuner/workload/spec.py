@@ -204,9 +204,12 @@ def _numbers(
         if word not in known:
             takes_lengths = () if laws is None or kind == AZURE_LIKE else (_LENGTHS,)
             listed = ", ".join(dict.fromkeys((*known, *takes_lengths)))
+            near = did_you_mean(word, known)
+            # Of a path, options begin at the first comma before a word and "=".
+            is_path = laws is None and not near
+            way_out = f"; a file with ',{word}=' in its path: rename it" if is_path else ""
             raise WorkloadError(
-                f"workload {text!r}: unknown word {word!r}{did_you_mean(word, known)}; {kind}: "
-                f"takes {listed}"
+                f"workload {text!r}: unknown word {word!r}{near}; {kind}: takes {listed}{way_out}"
             )
         if word in words:
             raise WorkloadError(f"workload {text!r}: {word}= stands twice")

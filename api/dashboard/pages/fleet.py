@@ -47,6 +47,7 @@ async def show(request: Request) -> None:
     visit = Visit.of(request)
     found = await visit.read_shared(_rows, is_new=True)
     with frame(request, visit, "Fleet"):
+        ui.link("Add an engine", "/engines/new").classes("go")
         with card() as there:
             with ui.element("div").classes("spread"):
                 about = Text("p", "").props('aria-live="polite"')
@@ -55,9 +56,8 @@ async def show(request: Request) -> None:
         with card() as nothing:
             empty(
                 "No engine has registered yet.",
-                "Add one below: an engine of Gearshift, or a vLLM or SGLang server that runs.",
+                "Add one above: an engine of Gearshift, or a vLLM or SGLang server that runs.",
             )
-        ui.link("Add an engine", "/engines/new").classes("go").style("margin-top:1rem")
 
     def fill(rows: list[Row]) -> None:
         about.set_text(_counts(rows))

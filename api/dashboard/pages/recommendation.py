@@ -75,6 +75,12 @@ class Known:
     def answer(self) -> Json | None:
         return self.found.recommendation
 
+    @property
+    def is_also(self) -> list[str]:
+        """By which other aims the answer is the best, too."""
+        own = (self.answer or {}).get("settings")
+        return [name for name, one in self.alternatives.items() if one["settings"] == own]
+
 
 async def show(request: Request, recommendation_id: str) -> None:
     """The page."""
@@ -99,7 +105,7 @@ async def show(request: Request, recommendation_id: str) -> None:
         with card("What load it carries"):
             show_capacity_table(known.answer.get("capacity_table"))
             CapacityCurve(visit, known.spec, known.answer["settings"])
-        _alternatives(known.alternatives)
+        _alternatives(known)
         _near_misses(known.near_misses)
         _bands(known.found.schedule)
         _commands(known.answer)
@@ -132,6 +138,8 @@ def _say(known: Known, answer: Json) -> None:
         for sentence in (answer.get("why"), answer.get("explanation")):
             if sentence:
                 Text("p", str(sentence))
+        if known.is_also:
+            Text("p", f"It is the {' and the '.join(known.is_also)} answer, too.", "soft")
         facts(
             [
                 ("P(SLA met)", words.NONE if chance is None else f"{chance:.2f}"),
@@ -160,8 +168,6 @@ def _numbers(answer: Json, bounded: dict[str, str]) -> None:
                 rows.append({"key": f"{kind} {metric}", "metric": f"{name}, {kind}", **row})
     with card("Predicted and measured"):
         table(columns, rows)
-        if not measured:
-            note("It was not run: these are simulated numbers. Measure before you rely on them.")
         _intervals(answer.get("interval") or {}, bounded)
 
 
@@ -194,10 +200,12 @@ def _intervals(found: Json, bounded: dict[str, str]) -> None:
         table(BOUNDED, sorted(rows, key=lambda row: order.index(row["what"])))
 
 
-def _alternatives(found: dict[str, Json]) -> None:
-    if found:
+def _alternatives(known: Known) -> None:
+    """What is best by other aims, where that is not what is recommended."""
+    others = [name for name in known.alternatives if name not in known.is_also]
+    if others:
         with card("Other answers"):
-            table(ANSWERS, [_answer(name, one) for name, one in found.items()])
+            table(ANSWERS, [_answer(name, known.alternatives[name]) for name in others])
 
 
 def _near_misses(found: list[Json]) -> None:

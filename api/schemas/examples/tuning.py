@@ -55,7 +55,7 @@ TRIAL: Json = {
         "fidelity": "simulated",
         "state": "complete",
         "is_feasible": True,
-        "reason": "simulated on 8xh200",
+        "reason": "meets the SLA with headroom 0.38; simulated on 8xh200",
         "metrics": METRICS,
         "sla_probability": 0.97,
         "costs": [

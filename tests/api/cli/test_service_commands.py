@@ -73,6 +73,9 @@ def test_a_job_is_queued_looked_at_followed_and_removed(operator: Operator) -> N
     missing = operator.types("jobs", "create", *words)
     assert (missing.exit_code, "--workload: needed" in missing.stderr) == (2, True)
     table = ("--capacity-table", "--capacity-seconds", 5, "--budget", "device_minutes=3")
+    told = operator.types("jobs", "create", *words, *load)
+    assert f" --service {operator.url}\n" in told.stderr, "the next command asks the same service"
+    operator.reads("jobs", "cancel", told.stdout.partition(":")[0])
     job = operator.told("jobs", "create", *words, *load, "--objective", "cost", *table)
     assert (job["state"], job["spec"]["options"]["objective"]) == ("queued", "cost")
     options = ("capacity_table", "capacity_seconds", "budget")
@@ -94,7 +97,8 @@ def test_what_a_finished_job_found_is_told_in_tables(
     operator: Operator, database: Database
 ) -> None:
     job_id = _finished_job(database)
-    assert "tp=2 seqs=64" in operator.reads("jobs", "trials", job_id)
+    trials = operator.reads("jobs", "trials", job_id)
+    assert ("tp=2" in trials, "seqs=64" in trials) == (True, True)
     front = operator.reads("jobs", "pareto", job_id)
     assert "p95_ttft_ms 310" in front
     assert "itl" not in front + operator.reads("jobs", "trials", job_id)
@@ -126,6 +130,7 @@ def test_a_recommendation_is_listed_and_shown_with_its_schedule(
     shown = operator.reads("recommendations", "show", found)
     assert f"from 0 requests/s: {CALM}" in shown
     assert f"1 device carries {RATE_OF_ONE_RPS:g} requests/s (low end " in shown
+    assert f"gearshift apply {found} --service {operator.url} --engine" in shown
     assert operator.told("recommendations", "show", found)["sla"] == "p95_ttft_ms<=500"
 
 
@@ -148,7 +153,8 @@ def test_a_policy_is_changed_compared_and_rolled_back(operator: Operator, engine
     assert {"knob": "caps.max_num_seqs", "from": 64, "to": 96} in differs["changes"]
     assert "version 1 -> 2: evening" in operator.reads("policies", "diff", "chat", "--from", 1)
     back = operator.reads("policies", "rollback", "chat", "--version", 1)
-    assert f"policy version 3; 'gearshift policies show {engine_id}' says when" in back
+    show = f"gearshift policies show {engine_id} --service {operator.url}"
+    assert f"policy version 3; '{show}' says when" in back
     assert "from 1 to 256" in operator.reads("policies", "knobs", "chat")
     for words, message in (
         (("diff", "chat", "--to", 9), "version 9: there are 1 to 3"),

@@ -7,13 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from typer.testing import Result
 
 from api.clients.client import Client
+from engine.spec.settings import Settings
 from tests.api.cli.conftest import Run
 
 LOAD = "poisson:rate=10,input=16,output=4,seconds=4"
@@ -34,37 +39,70 @@ def test_what_cannot_be_used_is_told_before_anything_starts(run: Run, tiny_dir: 
 
 @pytest.mark.slow
 def test_it_serves_the_tuned_model_until_it_is_interrupted(tiny_dir: Path, tmp_path: Path) -> None:
-    words = ("up", "--model", str(tiny_dir), "--sla", "p50_ttft_ms<=60000", "--workload", LOAD)
+    with started(tiny_dir, tmp_path, sla="p50_ttft_ms<=60000") as up:
+        body = {"model": tiny_dir.name, "prompt": "a", "max_tokens": 2}
+        answer = httpx.post(f"{up.ready['engine']}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 200
+        with Client(up.ready["control"], up.ready["key"]) as client:
+            engine = client.get_engine(up.ready["engine_id"])
+            (job,) = client.list_tuning_jobs()
+            warnings = client.get_tuning_report(job.id)["warnings"]
+        assert engine.recommendation_id == up.ready["recommendation_id"]
+        assert engine.applied_version == engine.desired_version
+    assert up.told.endswith("interrupted\n")
+    assert f"carries {LOAD} (--workload) within p50_ttft_ms<=60000" in up.told
+    for warning in warnings:
+        assert f"warning: {warning}" in up.told
+    for url in (up.ready["engine"], up.ready["control"]):
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url)
+
+
+@pytest.mark.slow
+def test_where_nothing_meets_the_sla_what_came_nearest_is_served(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    with started(tiny_dir, tmp_path, sla="p50_ttft_ms<=0.001") as up:
+        with Client(up.ready["control"], up.ready["key"]) as client:
+            engine = client.get_engine(up.ready["engine_id"])
+            (job,) = client.list_tuning_jobs()
+            closest = client.get_tuning_report(job.id)["infeasible"]["closest"]["settings"]
+        assert (up.ready["recommendation_id"], engine.recommendation_id) == (None, None)
+        assert engine.effective_policy["caps"] == closest["caps"]
+        nearest = Settings.from_json(closest)
+    assert f"so {nearest}, which came nearest, is served" in up.told
+
+
+@dataclass(kw_only=True)
+class Up:
+    """What `gearshift up` printed when it was ready, and, when it has ended, on stderr."""
+
+    ready: dict[str, Any]
+    told: str = ""
+
+
+@contextmanager
+def started(model: Path, folder: Path, *, sla: str) -> Iterator[Up]:
+    """It runs until the block ends, by Ctrl-C."""
+    words = ("up", "--model", str(model), "--sla", sla, "--workload", LOAD)
     quick = ("--trials", "1", "--devices", "1", "--profile-seconds", "2")
     ports = ("--port", "0", "--engine-port", "0", "--json")
     with subprocess.Popen(
         [sys.executable, "-m", "api.cli.main", *words, *quick, *ports],
-        env={**os.environ, "GEARSHIFT_DATA_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "GEARSHIFT_DATA_DIR": str(folder), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as child:
         assert child.stdout is not None
         line = child.stdout.readline()
+        up = None
         try:
-            ready = json.loads(line)
-            body = {"model": tiny_dir.name, "prompt": "a", "max_tokens": 2}
-            answer = httpx.post(f"{ready['engine']}/v1/completions", json=body, timeout=60)
-            assert answer.status_code == 200
-            with Client(ready["control"], ready["key"]) as client:
-                engine = client.get_engine(ready["engine_id"])
-                (job,) = client.list_tuning_jobs()
-                warnings = client.get_tuning_report(job.id)["warnings"]
-            assert engine.recommendation_id == ready["recommendation_id"]
-            assert engine.applied_version == engine.desired_version
+            up = Up(ready=json.loads(line))
+            yield up
         finally:
             child.send_signal(signal.SIGINT)
             _, told = child.communicate(timeout=60)
+            if up is not None:
+                up.told = told
     assert child.returncode == 130, told
-    assert told.endswith("interrupted\n")
-    assert f"carries {LOAD} (--workload) within p50_ttft_ms<=60000" in told
-    for warning in warnings:
-        assert f"warning: {warning}" in told
-    for url in (ready["engine"], ready["control"]):
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(url)

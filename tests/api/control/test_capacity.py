@@ -10,14 +10,25 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
+from api.control.capacity import Sight, is_short
 from api.control.controller import Controller
+from api.documents.control_state import (
+    capacity_from_json,
+    capacity_to_json,
+    look_at,
+    observe,
+    queue_of,
+)
 from engine.spec.inventory import Inventory, RankKind
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
+from policies.busy_rate import BusyRate
+from policies.capacity_state import CapacityMemory
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.sla import Sla
 from store import Database
 from store.models import EngineLoad, EngineRow, Heartbeat
+from store.models.base import utc_now
 from tests.api.worlds import (
     acknowledge,
     context_of,
@@ -326,3 +337,54 @@ def test_a_plan_that_somebody_else_chose_is_left_alone(
     controller.tick()
     assert replicas(client, engine_id) == 3
     assert reasons(client, engine_id)[0] == "capacity_drift_paused"
+
+
+def beats_of(arrived: int, *, seconds: float = 1.0, ttft_ms: float = 40.0) -> list[Heartbeat]:
+    """One heartbeat of so many requests, each of which ended."""
+    body = heartbeat_body(arrived=arrived, policy={}, ttft_ms=ttft_ms)
+    stats = {"waiting": 3, "running": 7}
+    return [
+        Heartbeat(
+            window_s=seconds,
+            arrived=arrived,
+            stats=stats,
+            requests=body["requests"],
+            steps=[],
+            received_at=utc_now(),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arrived", "seconds", "ttft_ms", "is_more"),
+    [(12, 1.0, 40.0, False), (150, 10.0, 40.0, True), (115, 10.0, 900.0, True)],
+)
+def test_a_plan_is_short_of_what_luck_does_not_explain_or_what_misses(
+    arrived: int, seconds: float, ttft_ms: float, is_more: bool
+) -> None:
+    """Ten a second are carried; twelve in one second happen, fifteen a second in ten do not. A
+    rollout ends for it."""
+    beats = beats_of(arrived, seconds=seconds, ttft_ms=ttft_ms)
+    engine = EngineRow(
+        capacity_table=capacity_table().to_json(), effective_policy=settings_of(1).to_json()
+    )
+    now = utc_now()
+    seen = observe(beats, Sla.parse(SLA), now=now)
+    assert is_short(engine, Sight(beats=beats, seen=seen, now=now)) is is_more
+
+
+def test_what_ended_without_a_token_did_not_begin() -> None:
+    (beat,) = beats_of(4)
+    beat.requests = [*beat.requests, {**beat.requests[0], "token_ms": [], "outcome": "errored"}]
+    look = look_at([beat], None, queue_of([beat]))
+    assert look is not None
+    assert (look.ended, look.requests) == (4.0, 4.0)
+
+
+def test_what_a_busy_engine_begins_outlives_a_restart_of_the_service() -> None:
+    busy = BusyRate(plan="dp=1", begun=90.0, seconds=9.0, running=4.0, is_felt=True, read_s=5.0)
+    memory = CapacityMemory(busy=busy)
+    kept = capacity_to_json(memory)
+    assert capacity_from_json(kept) == memory
+    del kept["busy"]  # as an earlier version kept it
+    assert capacity_from_json(kept) == CapacityMemory()

@@ -297,6 +297,10 @@ def test_more_load_than_the_plan_carries_ends_the_rollout_for_capacity_to_follow
     world.controller.tick()
     found = world.read(rollout_id)
     assert (found["state"], found["code"]) == ("rolled_back", "load_above_capacity")
+    assert found["is_undecided"]
+    counted = world.client.get("/metrics").text
+    assert 'gearshift_rollback_total{reason="undecided"} 1.0' in counted
+    assert 'gearshift_rollback_total{reason="rollout"} 0.0' in counted
     assert _origins(world)[0] == "rollback"
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ SLOW_MS = 30_000
 # Where pictures of the pages are wanted, if they are.
 SCREENSHOTS = os.environ.get("GEARSHIFT_SCREENSHOTS")
 TALL = 1180
+LOADED = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,26 @@ class World:
             asked = (pool.submit(self.engine.post, "/v1/completions", json=body)
                      for _ in range(times))  # fmt: skip
             assert {answer.result().status_code for answer in list(asked)} == {200}
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """Clients that ask all the time, with long and short prompts, until the block ends."""
+        is_over = threading.Event()
+
+        def client(number: int) -> None:
+            while not is_over.wait(0.01 * (number % 5)):
+                words = "the quick brown fox " * (1 + 7 * number % 40)
+                body = {"model": "tiny", "prompt": words, "max_tokens": 16 + 5 * number % 48}
+                self.engine.post("/v1/completions", json=body)
+                number += 1
+
+        with ThreadPoolExecutor(LOADED) as pool:
+            for number in range(LOADED):
+                pool.submit(client, number)
+            try:
+                yield
+            finally:
+                is_over.set()
 
     def make_key(self, *scopes: str) -> tuple[str, str]:
         """Id and secret of a new key."""

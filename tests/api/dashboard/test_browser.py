@@ -22,6 +22,8 @@ from tests.api.dashboard.browsing import (
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 JOB_MS = 180_000
+# For a picture of an engine at work: as long as the curves that it shows.
+LOADED_MS = 60_000
 APPLIED = re.compile(r"^applied in [0-9.]+ s")
 
 
@@ -37,10 +39,9 @@ def test_an_engine_shows_what_it_serves(visit: BrowserContext, world: World) -> 
     expect(page.get_by_text("no requests have ended")).to_have_count(0)
     expect(page.get_by_text("SLA p95_ttft_ms<=80")).to_be_visible()  # its line
     if SCREENSHOTS is not None:
-        for _ in range(6):
-            world.ask(40)
-            page.wait_for_timeout(4000)
-        take(page, "engine")
+        with world.loaded():
+            page.wait_for_timeout(LOADED_MS)
+            take(page, "engine")
 
 
 def test_somebody_tunes_and_applies(visit: BrowserContext, world: World) -> None:

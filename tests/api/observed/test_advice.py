@@ -9,6 +9,8 @@ import yaml
 from starlette.testclient import TestClient
 
 from api.control.controller import Controller
+from api.documents.control_state import capacity_to_json
+from policies.capacity_state import CapacityMemory
 from store import Database
 from tests.api.control.test_capacity import let_time_pass
 from tests.api.observed.worlds import (
@@ -38,6 +40,21 @@ def test_more_load_than_it_carries_is_answered_by_a_larger_entry(
     assert words[:3] == ["vllm", "serve", "/m"]
     assert words[words.index("--tensor-parallel-size") + 1] == "2"
     assert words[words.index("--port") + 1] == "1"
+
+
+def test_no_more_margin_is_advised_than_the_slow_loop_holds(
+    client: TestClient, database: Database
+) -> None:
+    engine_id = observe(client)
+    bind(client, engine_id)
+    see(database, engine_id, 90.0)
+    whole = advice(client, engine_id)
+    with database.begin() as uow:
+        memory = capacity_to_json(CapacityMemory(caution=0.0))
+        uow.engines.get(engine_id).capacity_memory = memory
+    none = advice(client, engine_id)
+    assert none["peak_rps"] == pytest.approx(90.0)
+    assert whole["peak_rps"] > none["peak_rps"]
 
 
 def test_the_deployment_and_the_compose_file_start_the_same(

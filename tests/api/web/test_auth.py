@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
+from api.app import create_app
 from api.web.auth import ensure_first_key
+from api.web.settings import ServiceSettings
 from store import Database
 from store.models.base import utc_now
 from tests.api.live import wait_until
@@ -130,6 +133,17 @@ def test_without_a_configured_key_a_first_one_is_made_once(database: Database) -
         key = uow.keys.find_by_secret(announced[0])
         assert key is not None
         assert key.scopes == ["admin"]
+
+
+def test_a_service_without_the_command_line_makes_no_key_that_its_log_would_have(
+    settings: ServiceSettings, database: Database
+) -> None:
+    alone = settings.model_copy(update={"admin_key": None})
+    with capture_logs() as told, TestClient(create_app(alone)):
+        pass
+    with database.read() as uow:
+        assert uow.keys.count() == 0
+    assert any("gearshift keys create" in line["event"] for line in told)
 
 
 def test_services_that_begin_together_make_one_first_key(current_url: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.modes.table import DEAD_BAND, ModeTable, extended, find_table, store_table
+from engine.modes.table import DEAD_BAND, ModeTable, filled, find_table, store_table
 from engine.spec.errors import EngineError
 from engine.spec.modes import BASE, ENDS, SHIFT, Mode
 
@@ -18,7 +18,7 @@ MIDDLE = Mode("2x2")
 LADDER = (BASE, MIDDLE, SHIFT)
 
 
-def make_table(*rows: tuple[float, ...], num_timed: int | None = None) -> ModeTable:
+def make_table(*rows: tuple[float, ...], is_timed: tuple[bool, ...] | None = None) -> ModeTable:
     """A table of (tokens, base ms, shift ms) or (tokens, base ms, ms on the rung 2x2, shift ms)."""
     modes = LADDER if rows and len(rows[0]) == 4 else (BASE, SHIFT)
     return ModeTable(
@@ -26,7 +26,7 @@ def make_table(*rows: tuple[float, ...], num_timed: int | None = None) -> ModeTa
         columns={
             mode: tuple(row[1 + nth] * 1e-3 for row in rows) for nth, mode in enumerate(modes)
         },
-        num_timed=num_timed or len(rows),
+        is_timed=(True,) * len(rows) if is_timed is None else is_timed,
         fingerprint="f00d",
         plan="sp=4,shift",
         device="cpu",
@@ -134,11 +134,14 @@ def test_a_table_reads_back_what_it_writes(table: ModeTable) -> None:
 
 
 def test_sizes_that_were_not_timed_are_told_apart() -> None:
-    longer = extended(make_table((8, 10, 5), (16, 12, 9)), [8, 16, 32, 64])
-    assert longer.sizes == (8, 16, 32, 64)
-    assert longer.columns[BASE][3] == pytest.approx(24e-3)
-    told = [bucket["is_measured"] for bucket in longer.to_json()["buckets"]]
-    assert told == [True, True, False, False]
+    table = make_table((8, 10, 5), (16, 12, 9), (32, 16, 17), is_timed=(True, False, True))
+    told = [bucket["is_measured"] for bucket in table.to_json()["buckets"]]
+    assert (told, table.num_timed) == ([True, False, True], 2)
+
+
+def test_times_between_timed_sizes_lie_on_their_line_and_those_beyond_go_on_with_the_last() -> None:
+    found = filled({8: 10.0, 32: 16.0, 64: 24.0}, [4, 8, 16, 32, 64, 128])
+    assert found == pytest.approx((10.0, 10.0, 12.0, 16.0, 24.0, 40.0))
 
 
 def test_a_stored_table_is_found_by_its_fingerprint_only(tmp_path: Path) -> None:
@@ -207,6 +210,7 @@ def test_times_that_make_no_table_are_refused(
         make_table(*rows)
 
 
-def test_a_count_of_timed_sizes_beyond_the_table_is_refused() -> None:
-    with pytest.raises(EngineError, match="num_timed=3"):
-        make_table((8, 1, 1), (16, 1, 1), num_timed=3)
+@pytest.mark.parametrize("is_timed", [(), (True,), (False, False)])
+def test_a_table_without_a_measured_size_is_refused(is_timed: tuple[bool, ...]) -> None:
+    with pytest.raises(EngineError, match="at least one must be"):
+        make_table((8, 1, 1), (16, 1, 1), is_timed=is_timed)

@@ -115,7 +115,7 @@ def test_a_table_stands_in_while_too_few_steps_were_seen() -> None:
     table = ModeTable(
         sizes=(64, 256, 1024),
         columns={BASE: (30e-3, 40e-3, 80e-3), SHIFT: (10e-3, 30e-3, 100e-3)},
-        num_timed=3,
+        is_timed=(True, True, True),
         fingerprint="",
         plan="",
         device="",

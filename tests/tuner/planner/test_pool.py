@@ -88,7 +88,7 @@ def test_a_node_that_is_killed_half_way_loses_no_answer(cluster: Any, tmp_path: 
     def begun() -> list[int]:
         return [int(path.name.split("-")[1]) for path in tmp_path.glob("begun-*")]
 
-    def count(task: tuple[int, str]) -> None:
+    def count(task: tuple[int, str], _: int) -> None:
         done.append(task[0])
         if len(done) == HELD:
             cores = ray.cluster_resources()["CPU"]

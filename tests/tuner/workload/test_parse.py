@@ -222,6 +222,7 @@ def test_a_real_trace_is_scaled_and_cut_with_its_facts() -> None:
         ("azure:", "no path"),
         ("azure:/nowhere/trace.csv", "No such file"),
         ("azure:/nowhere/trace.csv,rate=4", "unknown word 'rate'"),
+        ("azure:/nowhere/a,b=1.csv", "a file with ',b=' in its path: rename it"),
     ],
 )
 def test_a_spec_that_cannot_be_read_says_why(spec: str, message: str) -> None:

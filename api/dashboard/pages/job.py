@@ -234,7 +234,8 @@ def _rows(known: Known) -> list[Row]:
 def _row(record: Json, known: Known) -> Row:
     chance = record.get("sla_probability")
     tone = "good" if record.get("is_feasible") else "warn"
-    verdict: object = str(record.get("reason") or words.NONE)
+    # Where it was simulated the page says at its top.
+    verdict: object = str(record.get("reason") or words.NONE).partition("; simulated on ")[0]
     if known.is_chosen(record):
         verdict = {"text": "recommended", "tone": "good", "more": f" {verdict}"}
     baseline = " (baseline)" if record["number"] == 0 else ""

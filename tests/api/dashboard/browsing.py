@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.api.conftest import ADMIN
@@ -27,6 +28,7 @@ SLOW_MS = 30_000
 SCREENSHOTS = os.environ.get("GEARSHIFT_SCREENSHOTS")
 TALL = 1180
 LOADED = 12
+MOST_COLOURS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,10 @@ def take(page: Page, name: str, *, is_whole: bool = False) -> None:
         return
     if not is_whole and page.viewport_size is not None:
         page.set_viewport_size({"width": page.viewport_size["width"], "height": TALL})
-    page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=is_whole)
+    path = Path(SCREENSHOTS) / f"{name}.png"
+    page.screenshot(path=path, full_page=is_whole)
+    few = Image.open(path).convert("RGB").quantize(MOST_COLOURS, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)  # a third of the bytes
 
 
 def go(page: Page, path: str) -> None:

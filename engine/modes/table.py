@@ -22,7 +22,7 @@ SCHEMA = "mode-table/v1"
 # A mode must win by this share of its time over those with fewer slices. This is no hysteresis, for
 # a change of mode costs nothing. Where modes are alike, it keeps timing noise from making a ragged
 # table.
-DEAD_BAND = 0.03
+DEAD_BAND = 0.01
 WAY_OUT = "delete it to have the modes timed again, or name another one with --mode-table"
 
 

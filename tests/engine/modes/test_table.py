@@ -33,7 +33,7 @@ def make_table(*rows: tuple[float, ...], is_timed: tuple[bool, ...] | None = Non
     )
 
 
-CROSSING = make_table((8, 10, 5), (16, 10, 7), (32, 11, 11.2), (64, 13, 20), (128, 18, 40))
+CROSSING = make_table((8, 10, 5), (16, 10, 7), (32, 11, 11.1), (64, 13, 20), (128, 18, 40))
 
 step_ms = st.floats(0.1, 1000.0)
 

@@ -136,7 +136,7 @@ class ModelRunner:
             num_positions=min(model.max_positions, share.num_kv_blocks * share.block_size),
             dtype=self._dtype,
             device=self._device,
-            context=min(model.max_positions, share.max_blocks_per_seq * share.block_size),
+            context=share.context_tokens,
         )
         return layer_kernels(
             HeadShape(cache=cache, num_q=self._weights.layout.num_q, rms_eps=model.rms_eps),

@@ -73,7 +73,9 @@ class StepEmitter:
             if stream is not None and stream.scheduled_s is None:
                 stream.scheduled_s = finished.flight.submitted_s
                 self._telemetry.record_begin(
-                    prompt_tokens=placed.sequence.prompt_len, cached=placed.num_cached
+                    prompt_tokens=placed.sequence.prompt_len,
+                    cached=placed.num_cached,
+                    is_looked_up=self._scheduler.running.looks_up(placed.sequence),
                 )
 
     def _push_scores(self, finished: FinishedStep) -> None:

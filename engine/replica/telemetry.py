@@ -42,7 +42,8 @@ class EngineStats:
     ``time_share`` gives each part's seconds over all parts' seconds, 0..1. ``step_tokens`` counts
     steps by their tokens, rounded up to a power of two; ``step_tokens_sum`` adds the exact ones.
     ``exposed_seconds`` are those of each part that no step in flight covered. ``prefix_queries``
-    counts tokens looked up in the prefix cache, ``prefix_hits`` those found. ``non_finite_logits``
+    counts tokens of prompts looked up in the prefix cache, ``prefix_hits`` those found; whoever is
+    computed again finds itself there, and is not counted again. ``non_finite_logits``
     counts requests that ended because there was no finite logit to choose a token by. ``held`` of
     the ``waiting`` are in the lobby, where they stay until the ranks have changed.
     ``prompt_tokens_by_source`` has the prompts of requests that have begun to run.
@@ -142,15 +143,17 @@ class Telemetry:
     def record_counts(self, new: SchedulerCounts) -> None:
         """Add what the scheduler counted since the last call."""
         self.preemptions += new.preemptions
-        self.prefix_queries += new.prefix_queries
-        self.prefix_hits += new.prefix_hits
 
-    def record_begin(self, *, prompt_tokens: int, cached: int) -> None:
-        """Count the prompt of a request that has entered its first step.
+    def record_begin(self, *, prompt_tokens: int, cached: int, is_looked_up: bool) -> None:
+        """Count the prompt of a request that has entered its first step; ``is_looked_up``: in the
+        prefix cache.
 
         Computing it again, after a preemption or on other ranks, does not count.
         """
         cached = min(cached, prompt_tokens)
+        if is_looked_up:
+            self.prefix_queries += prompt_tokens
+            self.prefix_hits += cached
         self.prompt_tokens_by_source[PromptSource.CACHE] += cached
         self.prompt_tokens_by_source[PromptSource.COMPUTE] += prompt_tokens - cached
 

@@ -139,12 +139,17 @@ class RunningSet:
         assert np.all(overhang <= 0), "KV tokens without a block"
         assert np.array_equal(overhang, table.overhang[slots]), "the books of room are wrong"
 
+    def looks_up(self, sequence: Sequence) -> bool:
+        """Whether the beginning of a sequence is looked for among cached blocks. Of one that asks
+        for log probabilities of its prompt it is not: the prompt must be computed for them.
+        """
+        return self._hasher is not None and sequence.request.sampling.prompt_logprobs is None
+
     def find_cached(self, sequence: Sequence) -> Int32Array:
         """Cached blocks with the beginning of a waiting sequence, but never with its last token:
-        that one must be computed to know the next. A sequence that asks for log probabilities of
-        its prompt gets none: the prompt must be computed for them.
+        that one must be computed to know the next.
         """
-        if self._hasher is None or sequence.request.sampling.prompt_logprobs is not None:
+        if not self.looks_up(sequence):
             return NO_BLOCKS
         self._extend_chain(sequence, sequence.num_tokens)
         assert sequence.chain is not None, "the line above made it"

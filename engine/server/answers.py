@@ -27,6 +27,14 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: list[WordedPosition] | None = None
     prompt_logprobs: list[Any] | None = None
 
+    @property
+    def num_told(self) -> int:
+        """How many log probabilities it tells, about."""
+        positions = self.logprobs or ()
+        told = len(positions) * (1 + len(positions[-1].top)) if positions else 0
+        of_prompt = self.prompt_logprobs or ()
+        return told + len(of_prompt) * len(of_prompt[-1] or ()) if of_prompt else told
+
     def common(self, word: Callable[[Sequence[WordedPosition]], dict[str, Any]]) -> dict[str, Any]:
         """The fields both endpoints have, log probabilities as ``word`` puts them."""
         fields: dict[str, Any] = {

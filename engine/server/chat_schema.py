@@ -54,8 +54,11 @@ class ChatMessage(BaseModel):
             ApiError: 400 for a part that is not text, or arguments that are no JSON object.
         """
         extra = without_nulls(self.model_extra or {})
-        if isinstance(calls := extra.get("tool_calls"), list):
-            extra["tool_calls"] = [_with_values(call) for call in calls]
+        if isinstance(calls := extra.pop("tool_calls", None), list):
+            calls = [_with_values(call) for call in calls]
+        # Templates ask whether there is a list of calls, and write an empty one instead of a text.
+        if calls:
+            extra["tool_calls"] = calls
         return {"role": self.role, "content": _text_of(self.content), **extra}
 
 
@@ -145,12 +148,15 @@ class ChatBody(TemplateBody, GenerationBody):
 
 
 def _with_values(call: Any) -> Any:
-    """A tool call with its arguments as an object."""
+    """A tool call with its arguments as an object, an empty one where there are none."""
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, dict):
+        return call
+    told = function.get("arguments")
+    if not isinstance(told, str | None):
         return call
     try:
-        arguments = json.loads(function["arguments"] or "{}")
+        arguments = json.loads(told or "{}")
     except (ValueError, RecursionError) as error:
         raise _bad_arguments(str(error)) from error
     if not isinstance(arguments, dict):

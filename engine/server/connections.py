@@ -49,7 +49,7 @@ class BoundedProtocol(StrictProtocol):
     """A connection that must send each request head in time.
 
     Between two requests it may rest for longer: until the first byte of the next one, or until it
-    ends.
+    ends. In the midst of an answer its client must go on reading.
     """
 
     def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:
@@ -61,6 +61,7 @@ class BoundedProtocol(StrictProtocol):
         self._is_resting = False
         self._unsent_bytes = 0
         self._is_socket = False
+        self._reader_timer: asyncio.TimerHandle | None = None
 
     # The server's own protocol narrows asyncio's argument in the same way.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -78,6 +79,7 @@ class BoundedProtocol(StrictProtocol):
         super().handle_websocket_upgrade()
         self._is_socket = True
         self._stop_waiting()
+        self._stop_awaiting_reader()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -85,7 +87,33 @@ class BoundedProtocol(StrictProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_awaiting_reader()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_awaiting_reader()
+
+    def _await_reader(self) -> None:
+        """Cut the connection unless its client has read something when the time is over."""
+        unsent_bytes = self.transport.get_write_buffer_size()
+        limit_s = self._limits.body_timeout_s
+        self._reader_timer = self.loop.call_later(limit_s, self._look_at_reader, unsent_bytes)
+
+    def _look_at_reader(self, unsent_bytes: int) -> None:
+        if self.transport.get_write_buffer_size() < unsent_bytes:
+            self._await_reader()
+        else:
+            self.transport.abort()
+
+    def _stop_awaiting_reader(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
 
     def _look(self) -> None:
         """Start the time limit when a request is awaited, and stop it when one has begun."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -43,6 +43,8 @@ from engine.text.tokenizer import Tokenizer
 # Refusals of requests that nothing is wrong with: the queue is full, or the engine unhealthy.
 REFUSALS = (429, 503)
 STREAM_END = b"data: [DONE]\n\n"
+# What it costs to word one log probability, as characters to tokenise (see ``off_loop``).
+LOGPROB_CHARS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +184,14 @@ class GenerationService:
     ) -> list[Request]:
         requests: list[Request] = []
         num_requests = len(prompts) * body.num_choices
+        special_stops = self._special_stops(body.stops)
         for prompt in prompts:
             max_tokens = self._max_tokens(prompt, body, default_tokens)
             sampling = body.sampling(
-                self._defaults, max_tokens=max_tokens, seed=secrets.randbits(64)
+                self._defaults,
+                max_tokens=max_tokens,
+                seed=secrets.randbits(64),
+                special_stops=special_stops,
             )
             for choice in range(body.num_choices):
                 requests.append(
@@ -203,6 +209,12 @@ class GenerationService:
                     )
                 )
         return requests
+
+    def _special_stops(self, stops: Sequence[str]) -> tuple[int, ...]:
+        """Special tokens among stop strings: plain text, where stop strings are looked for, shows
+        none of them."""
+        found = (self._tokenizer.find_special(stop) for stop in stops)
+        return tuple(i for i in found if i is not None and i < self._engine.model.vocab_size)
 
     def _makers(
         self, requests: Sequence[Request], prompts: Sequence[Prompt], body: GenerationBody
@@ -277,7 +289,7 @@ class GenerationService:
             output, maker = item.output, call.makers[item.index]
             failure = call.find_failure(output)
             if not maker.is_over and (output.token_ids or output.text or failure is None):
-                yield maker.piece(output)
+                yield await off_loop(_logprob_chars(output), partial(maker.piece, output))
                 if maker.is_over and not output.is_finished:
                     request_id = call.requests[item.index].request_id
                     self._engine.abort(request_id, reason=FinishReason.STOP)
@@ -293,7 +305,11 @@ class GenerationService:
             collected[piece.index].add(piece)
         choices = [choice.whole() for choice in collected]
         usage = call.usage(sum(choice.num_tokens for choice in choices))
-        content = msgspec.json.encode(call.form.document(choices, usage))
+        num_told = sum(choice.num_told for choice in choices)
+        content = await off_loop(
+            LOGPROB_CHARS * num_told,
+            lambda: msgspec.json.encode(call.form.document(choices, usage)),
+        )
         return Response(content, media_type="application/json")
 
     async def _events(self, call: _Call) -> AsyncIterator[bytes]:
@@ -304,8 +320,8 @@ class GenerationService:
             async for piece in self._pieces(call):
                 completion_tokens += piece.num_tokens
                 usage = call.usage(completion_tokens)
-                is_first = piece.index not in begun
-                yield _event(call.form.chunk(piece, usage, is_first=is_first))
+                chunk = partial(call.form.chunk, piece, usage, is_first=piece.index not in begun)
+                yield await off_loop(LOGPROB_CHARS * piece.num_told, partial(_event_of, chunk))
                 begun.add(piece.index)
             if call.body.wants_usage:
                 yield _event(call.form.usage_chunk(call.usage(completion_tokens)))
@@ -334,6 +350,16 @@ def _asked(
 def form_param(body: GenerationBody) -> str:
     """The field that holds the prompt."""
     return "messages" if "messages" in type(body).model_fields else "prompt"
+
+
+def _logprob_chars(output: RequestOutput) -> int:
+    """What it costs to word the log probabilities of ``output``."""
+    told = (found for found in (output.prompt_logprobs, output.logprobs) if found)
+    return LOGPROB_CHARS * sum(len(found) * (1 + len(found[0].top)) for found in told)
+
+
+def _event_of(make: Callable[[], object]) -> bytes:
+    return _event(make())
 
 
 def _event(document: object) -> bytes:

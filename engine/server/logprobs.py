@@ -84,9 +84,12 @@ class LogprobWriter:
         """The next positions of the output."""
         worded = []
         for position in positions:
-            worded.append(self._position(position, self._offset))
-            if self._shows_special or not self._words.is_special(position.token_id):
-                self._offset += len(self._decoder.decode(worded[-1].chosen.utf8))
+            utf8 = self._words.token(position.token_id, None).utf8
+            is_shown = self._shows_special or not self._words.is_special(position.token_id)
+            broken = _num_broken(self._decoder, utf8) if is_shown else 0
+            worded.append(self._position(position, self._offset + broken))
+            if is_shown:
+                self._offset += len(self._decoder.decode(utf8))
         return worded
 
     def _position(self, position: TokenLogprobs, text_offset: int) -> WordedPosition:
@@ -169,6 +172,13 @@ def _by_text(position: WordedPosition) -> dict[str, float] | None:
         assert token.logprob is not None, "only the first token of a prompt has none"
         found[f"token_id:{token.token_id}" if is_other else token.text] = token.logprob
     return found | {chosen.text: chosen.logprob}
+
+
+def _num_broken(decoder: codecs.IncrementalDecoder, utf8: bytes) -> int:
+    """Characters that are shown for a begun one which ``utf8`` does not go on with."""
+    begun, _ = decoder.getstate()
+    goes_on = not utf8 or utf8[0] & 0xC0 == 0x80
+    return 0 if goes_on else len(begun.decode(errors="replace"))
 
 
 def _text_of(utf8: bytes) -> tuple[str, bytes]:

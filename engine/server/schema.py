@@ -47,6 +47,8 @@ MAX_STOP_CHARS = 1024
 MAX_STOP_IDS = 1024
 MAX_TOKEN_ID = 2**31 - 1
 MAX_SEED = 2**63 - 1
+# Clients of vLLM and of llama.cpp write -1 where they want another answer each time.
+UNSEEDED = -1
 MAX_PRIORITY = 2**31 - 1
 MAX_TIMEOUT_MS = 86_400_000
 MAX_SALT_CHARS = 256
@@ -270,9 +272,16 @@ class GenerationBody(BaseModel):
             verb = "not supported with this value" if name in NEUTRAL else "not supported"
             raise invalid(f"{name}: {verb} by this server", param=name, code="unsupported_field")
 
-    def sampling(self, defaults: SamplingDefaults, *, max_tokens: int, seed: int) -> SamplingParams:
+    def sampling(
+        self,
+        defaults: SamplingDefaults,
+        *,
+        max_tokens: int,
+        seed: int,
+        special_stops: tuple[int, ...] = (),
+    ) -> SamplingParams:
         """Sampling of the first choice of a prompt. ``defaults`` and ``seed`` are used where the
-        body has none.
+        body has none; ``special_stops`` are its stop strings that are special tokens.
 
         Raises:
             RequestError: values that contradict each other.
@@ -288,11 +297,11 @@ class GenerationBody(BaseModel):
             logit_bias=self.biases,
             logprobs=self.num_logprobs,
             prompt_logprobs=self.num_prompt_logprobs,
-            seed=seed if self.seed is None else self.seed % 2**64,
+            seed=seed if self.seed is None or self.seed == UNSEEDED else self.seed % 2**64,
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
             stop=self.stops,
-            stop_token_ids=tuple(self.stop_token_ids or ()),
+            stop_token_ids=(*(self.stop_token_ids or ()), *special_stops),
             ignore_eos=self.ignore_eos,
         )
 

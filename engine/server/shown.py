@@ -26,8 +26,8 @@ class ShownText:
     What the engine ended the choice with, a stop string or an ``end_ids`` token, is found here
     again, to show it or not. If special tokens are shown, they may complete a stop string that the
     engine does not see. Then ``is_stopped`` is set, no more text comes, and ``num_used`` is how
-    many tokens of the last output belong to the choice. Text of the first ``min_tokens`` tokens is
-    not searched.
+    many tokens of the last output belong to the choice. A stop string that is complete with the
+    first ``min_tokens`` tokens does not count.
     """
 
     def __init__(
@@ -79,9 +79,8 @@ class ShownText:
         if self.is_stopped:
             return ""
         self._decoded += piece
-        shown = piece
-        if self._num_tokens > self._min_tokens:
-            shown, self.is_stopped = self._finder.push(piece)
+        counts = self._num_tokens > self._min_tokens
+        shown, self.is_stopped = self._finder.push(piece, counts=counts)
         self._num_shown += len(shown)
         if self.is_stopped and self._wish.shows_stop:
             starts = self._decoded.startswith

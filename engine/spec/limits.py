@@ -12,7 +12,8 @@ class RequestLimits:
     """What one client can take of a server.
 
     A body of more than ``max_body_bytes`` is refused (413), and so is one that has not come within
-    ``body_timeout_s`` (408). A connection is closed if a whole request head has not come within
+    ``body_timeout_s`` (408); an answer of which the client reads nothing for as long is cut. A
+    connection is closed if a whole request head has not come within
     ``header_timeout_s`` of its opening or of the head's first byte, or if nothing comes within
     ``keep_alive_s`` of an answer. Beyond ``max_connections`` the one that has waited longest
     without a request is cut, else the new one is answered 503. ``rate_per_s`` are requests per key,

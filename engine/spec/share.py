@@ -16,7 +16,9 @@ class RankShare:
 
     ``plan`` is the replica's (dp=1) and ``rank`` lies in it. The KV cache has ``num_kv_blocks``
     blocks of ``block_size`` tokens, of which each of the ``num_slots`` sequences has
-    ``max_blocks_per_seq`` at most. ``quantisation``: see ``EngineConfig``. On CUDA steps of up to
+    ``max_blocks_per_seq`` at most. ``context_tokens`` is the context that was asked for (None: the
+    model's), whatever there is room for: how positions turn heads may depend on it, and must not on
+    the plan. ``quantisation``: see ``EngineConfig``. On CUDA steps of up to
     ``max_graph_tokens`` run as graphs. It is sent to ranks as it is, which is why its folder is a
     string.
     """
@@ -30,6 +32,7 @@ class RankShare:
     num_kv_blocks: int
     num_slots: int
     max_blocks_per_seq: int
+    context_tokens: int | None = None
     has_parallel_sampling: bool = True
     max_graph_tokens: int = 0
     quantisation: WeightFormat | None = None
@@ -62,6 +65,7 @@ class RankShare:
             num_kv_blocks=blocks,
             num_slots=config.start_envelope.max_num_seqs,
             max_blocks_per_seq=min(blocks, -(-max_len // config.block_size)),
+            context_tokens=config.max_model_len,
             has_parallel_sampling=config.parallel_sampling,
             max_graph_tokens=config.max_graph_tokens if has_graphs else 0,
             quantisation=config.quantisation,

@@ -19,19 +19,24 @@ class TextStream(Protocol):
 
 
 class StopFinder:
-    """Finds stop strings across token borders; text that may begin one is held back."""
+    """Finds stop strings across token borders; text that may begin one is held back.
+
+    A stop string counts where it is completed: with ``counts=False`` none is, but its beginning may
+    lie there.
+    """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
+    def push(self, text: str, *, counts: bool = True) -> tuple[str, bool]:
         """Text that is safe to show, and whether a stop string was completed."""
         if not self._stops:
             return text, False
+        known = len(self._held)
         self._held += text
-        hits = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if hits:
+        hits = [at for stop in self._stops if (at := self._find(stop, known)) >= 0]
+        if hits and counts:
             shown, self._held = self._held[: min(hits)], ""
             return shown, True
         keep = max(self._overlap(stop) for stop in self._stops)
@@ -44,6 +49,10 @@ class StopFinder:
         shown, self._held = self._held, ""
         return shown
 
+    def _find(self, stop: str, known: int) -> int:
+        """Where ``stop`` begins that does not end in the first ``known`` characters; else -1."""
+        return self._held.find(stop, max(0, known + 1 - len(stop)))
+
     def _overlap(self, stop: str) -> int:
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
@@ -52,7 +61,7 @@ class StopFinder:
 class OutputText:
     """One output's text: detokeniser and stop strings together. Owned by one thread.
 
-    Text of the first ``min_tokens`` tokens is shown without looking for stop strings in it.
+    A stop string that is complete with the first ``min_tokens`` tokens is shown as any text.
     """
 
     def __init__(self, text: TextStream, stops: tuple[str, ...], *, min_tokens: int = 0) -> None:
@@ -72,6 +81,4 @@ class OutputText:
         return (shown, True) if is_stopped else (shown + self._stops.flush(), False)
 
     def _search(self, piece: str) -> tuple[str, bool]:
-        if self._num_tokens <= self._min_tokens:
-            return piece, False
-        return self._stops.push(piece)
+        return self._stops.push(piece, counts=self._num_tokens > self._min_tokens)

@@ -169,6 +169,12 @@ class Tokenizer:
         """Whether plain text leaves this token out."""
         return token_id in self._special_ids
 
+    def find_special(self, text: str) -> int | None:
+        """The special token that is written ``text``, which no plain text shows; None if there is
+        none."""
+        token_id = self._backend.token_to_id(text)
+        return token_id if token_id in self._special_ids else None
+
     def _is_text(self, token_id: int, shows_special: bool) -> bool:
         """Whether a token is part of a text, which shows special ones or not."""
         if self.is_special(token_id):

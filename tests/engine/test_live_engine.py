@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from engine.engine import Engine
+from engine.replica.telemetry import EngineStats
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import RankError
 from engine.spec.model import DType
@@ -83,13 +84,32 @@ def config(tiny_model_dir: Path) -> EngineConfig:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config: EngineConfig) -> Outputs:
-    """What one rank answers when nothing happens (with preemptions: the cache is small)."""
+def calm(config: EngineConfig) -> tuple[Outputs, EngineStats]:
+    """One rank when nothing happens (with preemptions: the cache is small)."""
     with Engine(config) as engine:
         answers = run(engine)
-        assert engine.stats().preemptions > 0
+        stats = engine.stats()
+    assert stats.preemptions > 0
     assert len(set(answers.values())) == NUM_REQUESTS
-    return answers
+    return answers, stats
+
+
+@pytest.fixture(scope="module")
+def undisturbed(calm: tuple[Outputs, EngineStats]) -> Outputs:
+    """What it answers."""
+    return calm[0]
+
+
+def test_what_is_computed_again_after_a_preemption_is_no_hit_of_the_prefix_cache(
+    calm: tuple[Outputs, EngineStats],
+) -> None:
+    _, stats = calm
+    assert (
+        stats.prefix_queries
+        == stats.prompt_tokens
+        == sum(len(request.prompt_ids) for request in make_requests())
+    )
+    assert stats.prefix_hits == 0, "no two prompts have a beginning in common"
 
 
 @pytest.mark.usefixtures("lasting_ranks")

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
@@ -47,7 +48,7 @@ from engine.server.front.messages import (
     ToFront,
     WireError,
 )
-from engine.spec.request import RequestOutput
+from engine.spec.request import Request, RequestOutput
 from engine.wire.frames import FrameChannel
 
 # How often the front is asked whether it still serves.
@@ -83,8 +84,9 @@ class FrontGateway:
         self._has_mail = threading.Event()
         # What to abort when the front goes. The reader adds to it, the writer removes from it.
         self._request_ids: dict[int, str] = {}
-        # Used by the reader alone: whom to tell when the front goes.
+        # Used by the reader alone: whom to tell when the front goes, and the last prompt.
         self._clients = HeldClients()
+        self._prompt_ids: tuple[int, ...] = ()
         self._state: EngineState | None = None
         self._state_lock = threading.Lock()
         self._calls = ThreadPoolExecutor(NUM_CALL_THREADS, thread_name_prefix="front-call")
@@ -157,7 +159,7 @@ class FrontGateway:
                 assert_never(message)
 
     def _submit(self, message: Submit) -> None:
-        number, request = message.number, message.request
+        number, request = message.number, self._with_known_prompt(message.request)
         self._request_ids[number] = request.request_id
         try:
             self._engine.submit(request, partial(self._take_output, number))
@@ -166,6 +168,14 @@ class FrontGateway:
             self._post(CallFailed(number=number, error=WireError.of(error)))
         else:
             self._post(Accepted(number=number))
+
+    def _with_known_prompt(self, request: Request) -> Request:
+        """``request`` with the ids of the one before where they are equal. Each choice of a call
+        comes with its prompt, and a thousand long ones are gigabytes."""
+        if request.prompt_ids == self._prompt_ids:
+            return replace(request, prompt_ids=self._prompt_ids)
+        self._prompt_ids = request.prompt_ids
+        return request
 
     # -- the threads for calls -----------------------------------------------------------------
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.engine import Engine
 from engine.models.loader import SINGLE_FILE
+from engine.spec.config import EngineConfig
+from engine.spec.model import DType
+from engine.spec.request import SamplingParams
 from tests.engine.checkpoints import family_config, reference, write_checkpoint
 from tests.engine.models.on_threads import answers_on_threads
 
@@ -91,3 +96,20 @@ def test_longrope_beyond_its_first_context(tmp_path: Path, monkeypatch: pytest.M
     rope = {"rope_theta": 10_000.0} | ROPES["longrope"]
     write_checkpoint(tmp_path, family_config("llama", rope_parameters=rope))
     assert_as_transformers(tmp_path, "tp=1")
+
+
+def test_longrope_turns_heads_alike_whatever_the_cache_has_room_for(tmp_path: Path) -> None:
+    """With room for its first context only, the factors were others: so a reshape changed them."""
+    rope = {"rope_theta": 10_000.0} | ROPES["longrope"]
+    write_checkpoint(tmp_path, family_config("llama", rope_parameters=rope))
+    sampling, found = SamplingParams(max_tokens=8, ignore_eos=True), []
+    for num_kv_blocks in (1, 8):
+        config = EngineConfig(
+            model_dir=tmp_path,
+            dtype=DType.FLOAT64,
+            num_kv_blocks=num_kv_blocks,
+            return_logits=True,
+        )
+        with Engine(config) as engine:
+            found.append(engine.generate(tuple(PROMPTS[0]), sampling).logits)
+    np.testing.assert_allclose(*found, rtol=1e-9)

@@ -32,6 +32,24 @@ def test_shown_text_ends_exactly_before_the_first_stop_string(
     assert shown + finder.flush() == seen
 
 
+@given(pieces, stops, st.integers(0, 6))
+def test_a_stop_string_counts_where_it_is_completed(
+    pieces: list[str], stops: list[str], first_that_counts: int
+) -> None:
+    finder, shown, seen = StopFinder(tuple(stops)), "", ""
+    for number, piece in enumerate(pieces):
+        text, is_stopped = finder.push(piece, counts=number >= first_that_counts)
+        # Those that end in this piece, wherever they begin.
+        starts = [(seen + piece).find(stop, max(0, len(seen) + 1 - len(stop))) for stop in stops]
+        found = [at for at in starts if at >= 0]
+        shown, seen = shown + text, seen + piece
+        assert is_stopped == (bool(found) and number >= first_that_counts)
+        if is_stopped:
+            assert shown == seen[: min(found)]
+            return
+    assert shown + finder.flush() == seen
+
+
 class Late:
     """Shows every letter only at the end, as an unfinished character is shown."""
 
@@ -75,11 +93,18 @@ def test_a_stop_string_ends_the_request_and_is_not_shown() -> None:
     assert "".join(output.text for output in outputs) == "ab"
 
 
-def test_a_stop_string_counts_only_in_text_after_min_tokens() -> None:
-    way = stream(stop=("ab",), min_tokens=3)
+def test_a_stop_string_that_is_complete_within_min_tokens_does_not_count() -> None:
+    way = stream(stop=("ab",), min_tokens=4)
     outputs = [way.take(i, None, 0.0) for i in (0, 1, 0, 1, 0, 1)]
     assert [o.finish_reason for o in outputs] == [None, None, None, None, None, FinishReason.STOP]
     assert "".join(output.text for output in outputs) == "abab"
+
+
+def test_a_stop_string_that_begins_within_min_tokens_and_ends_behind_counts() -> None:
+    way = stream(stop=("b", "abc"), min_tokens=2)
+    outputs = [way.take(i, None, 0.0) for i in (0, 1, 2)]
+    assert [o.finish_reason for o in outputs] == [None, None, FinishReason.STOP]
+    assert "".join(output.text for output in outputs) == ""
 
 
 def test_a_stop_string_that_only_the_end_completes_is_the_reason_of_the_end() -> None:

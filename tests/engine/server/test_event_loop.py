@@ -12,7 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.engine import Engine
 from engine.server.app import create_server
+from engine.spec.config import EngineConfig
 from engine.text.tokenizer import Tokenizer
 from tests.engine.server.conftest import MODEL, simulated_engine
 
@@ -25,6 +27,7 @@ class WatchedTokenizer(Tokenizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.threads: set[int] = set()
+        self.wording_threads: set[int] = set()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         self.threads.add(threading.get_ident())
@@ -35,6 +38,10 @@ class WatchedTokenizer(Tokenizer):
         self.threads.add(threading.get_ident())
         return super().chat_text(messages, **values)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        self.wording_threads.add(threading.get_ident())
+        return super().token_bytes(token_id)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         if len(ids) == 1:  # not a detokeniser's window
             self.threads.add(threading.get_ident())
@@ -42,6 +49,12 @@ class WatchedTokenizer(Tokenizer):
 
 
 def _post(tiny_dir: Path, tokenizer: Tokenizer, path: str, body: dict[str, Any]) -> str:
+    """The metrics after one successful call of an engine that only takes time."""
+    with simulated_engine(tiny_dir, step_s=0.001) as engine:
+        return _ask(engine, tokenizer, path, body)
+
+
+def _ask(engine: Engine, tokenizer: Tokenizer, path: str, body: dict[str, Any]) -> str:
     """The metrics after one successful call, made on this thread's event loop."""
 
     async def call() -> str:
@@ -51,8 +64,7 @@ def _post(tiny_dir: Path, tokenizer: Tokenizer, path: str, body: dict[str, Any])
             assert reply.status_code == 200, reply.text
             return (await http.get("/metrics")).text
 
-    with simulated_engine(tiny_dir, step_s=0.001) as engine:
-        return asyncio.run(call())
+    return asyncio.run(call())
 
 
 @pytest.mark.parametrize(
@@ -74,6 +86,24 @@ def test_many_short_texts_are_as_much_work_as_a_long_one_and_done_beside_the_loo
     _post(tiny_dir, tokenizer, path, body)
     assert tokenizer.threads
     assert threading.get_ident() not in tokenizer.threads
+
+
+@pytest.mark.parametrize(
+    "asked", [{"prompt_logprobs": 20}, {"echo": True, "logprobs": 20}, {"stream": True}]
+)
+def test_log_probabilities_of_a_long_prompt_are_worded_beside_the_loop(
+    tiny_dir: Path, asked: dict[str, Any]
+) -> None:
+    """Those of 32,768 tokens held up all other calls for seconds."""
+    tokenizer = WatchedTokenizer.from_dir(tiny_dir)
+    assert isinstance(tokenizer, WatchedTokenizer)
+    body = {"prompt": [5, 6] * 50, "max_tokens": 1, **asked}
+    if "stream" in asked:
+        body |= {"echo": True, "logprobs": 20}
+    with Engine(EngineConfig(model_dir=tiny_dir, num_kv_blocks=16), tokenizer=tokenizer) as engine:
+        _ask(engine, tokenizer, "/v1/completions", body)
+    assert tokenizer.wording_threads
+    assert threading.get_ident() not in tokenizer.wording_threads
 
 
 def test_the_time_to_the_first_token_counts_from_before_tokenising(tiny_dir: Path) -> None:

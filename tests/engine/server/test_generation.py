@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from engine.spec.request import FinishReason
 from tests.engine.server.conftest import Server, refusal, serving, simulated_engine, wait_until
@@ -103,6 +104,19 @@ def test_special_tokens_are_shown_where_asked_for(server: Server) -> None:
     assert shown["text"] == word * 3
 
 
+@pytest.mark.parametrize("is_shown", [False, True])
+def test_a_special_token_is_a_stop_string_whether_it_is_shown_or_not(
+    server: Server, is_shown: bool
+) -> None:
+    word = "<|role|>"
+    (special,) = server.tokenizer.encode(word, add_special_tokens=False)
+    asked = {"prompt": "A", "max_tokens": 9, "logit_bias": {str(special): 100}, "stop": ["x", word]}
+    answer = server.complete(**asked, skip_special_tokens=not is_shown).json()
+    choice = answer["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("", "stop")
+    assert answer["usage"]["completion_tokens"] == 1
+
+
 def test_a_stop_string_inside_shown_special_tokens_ends_the_choice(server: Server) -> None:
     word = "<|role|>"
     (special,) = server.tokenizer.encode(word, add_special_tokens=False)
@@ -156,6 +170,18 @@ def test_choices_without_a_seed_differ_from_call_to_call_and_among_themselves(
         choice["text"] for _ in range(2) for choice in server.complete(**asked).json()["choices"]
     ]
     assert len(set(texts)) == 6
+
+
+def test_a_seed_of_minus_one_is_none(server: Server) -> None:
+    asked = {"prompt": "A", "temperature": 1.5, "max_tokens": 16, "return_token_ids": True}
+    first, again = (
+        server.complete(**asked, seed=-1).json()["choices"][0]["token_ids"] for _ in range(2)
+    )
+    assert first != again
+    below, same = (
+        server.complete(**asked, seed=-2).json()["choices"][0]["token_ids"] for _ in range(2)
+    )
+    assert below == same
 
 
 def test_every_chunk_has_the_usage_so_far_where_asked_for(server: Server) -> None:

@@ -36,6 +36,19 @@ def test_offsets_point_at_each_token_in_the_text(tiny_dir: Path, text: str) -> N
             assert shown[offset : offset + len(token)] == token
 
 
+@given(ids=st.lists(st.integers(0, 514), max_size=16))
+def test_offsets_count_what_is_shown_for_a_character_that_breaks_off(
+    tiny_dir: Path, ids: list[int]
+) -> None:
+    tokenizer = Tokenizer.from_dir(tiny_dir)
+    writer = LogprobWriter(TokenWords(tokenizer), num_best=5, shows_special=False)
+    found = completion_logprobs(writer.word(_positions(ids)))
+    shown = tokenizer.decode(ids)
+    for token_id, token, offset in zip(ids, found["tokens"], found["text_offset"], strict=True):
+        if not token.startswith("bytes:") and not tokenizer.is_special(token_id):
+            assert shown[offset : offset + len(token)] == token
+
+
 def test_a_part_of_a_character_is_shown_as_its_bytes(tiny_dir: Path) -> None:
     tokenizer = Tokenizer.from_dir(tiny_dir)
     ids = tokenizer.encode("\u4e2d", add_special_tokens=False)

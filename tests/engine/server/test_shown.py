@@ -93,6 +93,12 @@ def test_a_stop_string_counts_only_after_min_tokens() -> None:
     assert text.num_used == 4
 
 
+def test_a_stop_string_may_begin_within_min_tokens() -> None:
+    text = ShownText(Letters(), ("bc",), {END}, TextWish(shows_special=True), min_tokens=2)
+    (output,) = _outputs([1, 2, 3, 1], set(), FinishReason.LENGTH)
+    assert (text.of(output), text.num_used, text.is_stopped) == ("a", 3, True)
+
+
 def test_a_token_that_ends_the_output_is_shown_only_where_asked_for() -> None:
     ends = {"stops": (), "reason": FinishReason.STOP, "cuts": {1}}
     assert _shown([1, 2, END], shows_stop=False, **ends) == "ab"

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ from engine.spec.limits import RequestLimits
 from tests.engine.server.conftest import wait_until
 
 PATIENCE_S = 30
+READ_S = 0.5
 MOST_BYTES = 50_000_000  # more than all buffers between a client and a server
 END = b"0\r\n\r\n"
 
@@ -47,6 +49,9 @@ class Echo:
             if message["type"] == "http.disconnect" or not message["more_body"]:
                 break
         self.headers = scope["headers"]
+        if path == "/endless-answer":
+            await self._fill(receive, send)
+            return
         if path in self.gates:
             await asyncio.to_thread(self.gates[path].wait, PATIENCE_S)
         length = [(b"content-length", b"5")] if path == "/five" else []
@@ -58,6 +63,15 @@ class Echo:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
+    async def _fill(self, receive: Receive, send: Send) -> None:
+        """Write until the client has gone."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        gone = asyncio.ensure_future(receive())
+        while not gone.done():
+            await send({"type": "http.response.body", "body": 65536 * b"x", "more_body": True})
+            await asyncio.sleep(0)
+        self.gone.set()
+
 
 @pytest.fixture(scope="module")
 def echo() -> Echo:
@@ -66,7 +80,8 @@ def echo() -> Echo:
 
 @pytest.fixture(scope="module")
 def port(echo: Echo) -> Iterator[int]:
-    config = ServerConfig(echo, RequestLimits(), log_level="critical", lifespan="off")
+    limits = RequestLimits(body_timeout_s=READ_S)
+    config = ServerConfig(echo, limits, log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -189,6 +204,18 @@ def test_http_1_0_ends_an_answer_with_the_connection(port: int) -> None:
     assert b"transfer-encoding" not in head.lower()
     head, _, body = exchange(port, get("/five", version="1.0")).partition(b"\r\n\r\n")
     assert (body, b"content-length: 5" in head) == (b"five!", True)
+
+
+def test_a_client_that_reads_no_more_of_an_answer_is_cut_off(port: int, echo: Echo) -> None:
+    echo.gone.clear()
+    with open_to(port) as client:
+        client.sendall(get("/endless-answer"))
+        until_s = time.monotonic() + 1.5 * READ_S
+        while time.monotonic() < until_s:
+            time.sleep(READ_S / 50)
+            assert client.recv(2**20)
+        assert not echo.gone.is_set()
+        assert echo.gone.wait(PATIENCE_S)
 
 
 def test_a_client_that_goes_is_noticed_though_another_request_waits(port: int, echo: Echo) -> None:

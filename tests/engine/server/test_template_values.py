@@ -19,7 +19,7 @@ TEMPLATE = """\
 {%- if tool_choice is defined %}[choice {{ tool_choice }}]{% endif -%}
 {%- for message in messages -%}
 <{{ message.role }}>{{ message.content }}
-{%- if 'tool_calls' in message -%}
+{%- if 'tool_calls' in message -%}[calls]
 {%- for call in message.tool_calls %}{call {{ call.function.name }}
 {%- for key, value in call.function.arguments.items() %} {{ key }}={{ value }}{% endfor %}}
 {%- endfor -%}
@@ -113,9 +113,17 @@ def test_arguments_of_tool_calls_reach_the_template_as_values(
     )
     assert tokens(telling, messages=called(json.dumps(values))) == wanted
     assert tokens(telling, messages=called(values)) == wanted
+    bare = tokens(telling, messages=called({}))
+    assert tokens(telling, messages=called("")) == tokens(telling, messages=called(None)) == bare
     # The `openai` client writes null for what a message does not have.
     nulls = [{**HELLO[0], "tool_calls": None, "name": None}]
     assert tokens(telling, messages=nulls) == tokens(telling, messages=HELLO)
+
+
+def test_an_answer_with_an_empty_list_of_calls_is_one_without(telling: Server) -> None:
+    said = {"role": "assistant", "content": "Hi"}
+    empty = [*HELLO, {**said, "tool_calls": []}, *HELLO]
+    assert tokens(telling, messages=empty) == tokens(telling, messages=[*HELLO, said, *HELLO])
 
 
 def test_a_prompt_may_end_where_the_conversation_does(telling: Server) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from api.schemas.plain import check_plain
-from engine.server.takes import with_few_unknown
 
 Json = dict[str, Any]
 
@@ -23,16 +21,6 @@ def answer(example: Any) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {"application/json": {"example": example}}}}
 
 
-@cache
-def field_names(kind: type[BaseModel]) -> tuple[str, ...]:
-    """What a body may call the fields of ``kind``."""
-    names: list[str] = []
-    for name, field in kind.model_fields.items():
-        alias = field.validation_alias
-        names += map(str, alias.choices) if isinstance(alias, AliasChoices) else [name]
-    return tuple(names)
-
-
 class BoundedBody(BaseModel):
     """A request body, or a part of one, each of whose fields is bounded by its type: an unknown
     field is an error, never ignored."""
@@ -42,11 +30,6 @@ class BoundedBody(BaseModel):
 
 class Body(BoundedBody):
     """A request body in which what cannot be kept (:mod:`api.schemas.plain`) is an error, too."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_are_unknown(cls, given: Any) -> Any:
-        return with_few_unknown(given, field_names(cls))
 
     @field_validator("*")
     @classmethod

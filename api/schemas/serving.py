@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from api.schemas.base import Body, BoundedBody, Json, View, shown
 from api.schemas.examples import engines, policies
@@ -26,7 +26,7 @@ from api.schemas.plain import (
     check_rising,
 )
 from engine.policy.document import KnobClass
-from engine.server.takes import FIRST_FAULT, NUMBER
+from engine.server.takes import NUMBER
 from engine.spec.measurement import Outcome
 from engine.spec.modes import MODE_PATTERN, Mode
 from store.models import AckState
@@ -34,8 +34,6 @@ from tuner.hardware.device import MAX_DEVICES
 
 # One heartbeat holds about a second of traffic.
 MAX_REQUESTS = 20_000
-# More than any engine has knobs.
-MAX_CHANGES = 1_000
 
 
 DEVICES = Field(
@@ -64,7 +62,7 @@ class EngineRegister(Body):
         description="What its plans may use: `kind`, `max_ranks`, and memory in bytes. Plans "
         "beyond it are refused",
     )
-    capabilities: Annotated[list[Json], FIRST_FAULT]
+    capabilities: list[Json]
     policy: Json = Field(description="The engine's part of the policy in force")
 
     takes_credential: bool = Field(
@@ -75,18 +73,11 @@ class EngineRegister(Body):
     )
 
 
-def _check_changes(given: object) -> object:
-    # Else each of them is looked at, and told of, before they are counted.
-    if isinstance(given, dict) and len(given) > MAX_CHANGES:
-        raise ValueError(f"{len(given)} changes are more than {MAX_CHANGES}")
-    return given
-
-
 class RequestTimingIn(BoundedBody):
     """One finished request, exact: milliseconds since it was scheduled."""
 
     age_ms: Milliseconds = Field(description="How long before this heartbeat it was scheduled")
-    token_ms: Annotated[list[Milliseconds], FIRST_FAULT, AfterValidator(check_rising)] = Field(
+    token_ms: Annotated[list[Milliseconds], AfterValidator(check_rising)] = Field(
         description="When each output token was produced"
     )
     input_tokens: Tokens
@@ -118,8 +109,8 @@ class HeartbeatIn(Body):
     policy: Json = Field(description="The engine's part of the policy in force")
     devices: list[DeviceIndex] | None = DEVICES
     stats: Json
-    requests: Annotated[list[RequestTimingIn], Field(max_length=MAX_REQUESTS, fail_fast=True)]
-    steps: Annotated[list[StepAggregate], FIRST_FAULT]
+    requests: Annotated[list[RequestTimingIn], Field(max_length=MAX_REQUESTS)]
+    steps: list[StepAggregate]
 
 
 class HeartbeatOut(View):
@@ -137,9 +128,7 @@ class Acknowledge(Body):
 
     result: Literal["applied", "refused"]
     message: str = Field(default="", max_length=4000)
-    changes: Annotated[dict[str, KnobClass], BeforeValidator(_check_changes)] = Field(
-        default_factory=dict, description="Knob class per change"
-    )
+    changes: dict[str, KnobClass] = Field(default_factory=dict, description="Knob class per change")
     seconds: Seconds | None = None
     transition: Json | None = Field(
         default=None, description="How replicas started and left for it, and what that took"

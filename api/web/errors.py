@@ -10,10 +10,9 @@ from typing import Any, get_type_hints
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel
 from starlette.exceptions import HTTPException
 
-from api.schemas.base import field_names
 from engine.server.gate import code_of
 from engine.server.methods import allowed_methods
 from engine.spec.errors import EngineError, PolicyError
@@ -29,7 +28,6 @@ BODY = ("body",)
 DOMAIN_ERRORS = (EngineError, PolicyInputError, TunerError, StoreError)
 # ("body", NAME): a field of the body itself.
 TOP_LEVEL = 2
-MOST_TOLD = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +157,10 @@ def _on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError), "registered for RequestValidationError only"
-    found = error.errors()
-    errors = [_field_error(request, error, one) for one in found[:MOST_TOLD]]
+    errors = [_field_error(request, error, found) for found in error.errors()]
     is_cursor = {found.pointer for found in errors} == {CURSOR}
     code = "invalid_cursor" if is_cursor else "invalid_request"
-    detail = f"{len(found)} value(s) are not valid"
-    if len(found) > MOST_TOLD:
-        detail += f"; the first {MOST_TOLD} are told of"
+    detail = f"{len(errors)} value(s) are not valid"
     return _respond(request, ApiError(422, code, detail, errors=errors))
 
 
@@ -209,7 +204,9 @@ def _known_fields(request: Request) -> list[str]:
     names: list[str] = []
     for kind in get_type_hints(request.scope["endpoint"]).values():
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            names += field_names(kind)
+            for name, field in kind.model_fields.items():
+                alias = field.validation_alias
+                names += map(str, alias.choices) if isinstance(alias, AliasChoices) else [name]
     return names
 
 

@@ -23,6 +23,7 @@ from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
 from tuner.capacity.probe import Asked, Probe, probe
 from tuner.spec.errors import TunerError
+from tuner.workload.judged import check_judged
 from tuner.workload.workload import FloatArray, Workload
 
 # Rates around the crossing of the first draw at which all draws are probed.
@@ -90,9 +91,11 @@ def find_capacity(
     ``start`` is the factor to look at first: a good guess saves looks.
 
     Raises:
-        TunerError: a workload of one request, or whose requests all come at once, has no rate.
+        TunerError: a workload of one request, or whose requests all come at once, has no rate; or
+            a bound of the SLA says nothing of it.
     """
     check_has_rate(asked.workload)
+    check_judged(asked.workload, asked.sla)
     seen: dict[tuple[float, int], Probe] = {}
     # After the bisection: the grid and the two loads of the cliff in every draw.
     afterwards = (len(GRID) + 2) * num_draws

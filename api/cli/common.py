@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Iterator
@@ -30,13 +31,24 @@ PART_ERRORS = (("engine.spec.errors", "RankError"),)
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on one line of stdout. Raises ValueError for NaN and infinity."""
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """Print one JSON value on one line of stdout. Raises ValueError for NaN and infinity.
+
+    Letters that the terminal may not have are written as JSON writes them: what Python puts in
+    their place (``\\xe9``) is none.
+    """
+    typer.echo(json.dumps(value, ensure_ascii=not _has_all_letters(), allow_nan=False))
+
+
+def _has_all_letters() -> bool:
+    try:
+        return codecs.lookup(sys.stdout.encoding).name == "utf-8"
+    except (AttributeError, LookupError, TypeError):  # replaced by something with no encoding
+        return False
 
 
 def print_lines(lines: list[str]) -> None:
-    """Print lines of the answer as they are."""
-    typer.echo("\n".join(lines))
+    """Print lines of the answer, which may hold what others wrote."""
+    typer.echo("\n".join(map(harmless, lines)))
 
 
 def fail(message: str, code: ExitCode = ExitCode.MISTAKE) -> NoReturn:
@@ -70,7 +82,7 @@ def settings_column() -> Column:
 
 def log(message: str) -> None:
     """Print one line of progress on stderr; stdout stays for the answer."""
-    typer.echo(message, err=True)
+    typer.echo(harmless(message), err=True)
 
 
 def progress_console() -> Console:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Self
 
 from api.cli.common import progress_bar, progress_console
+from api.cli.tables import harmless
 
 if TYPE_CHECKING:
     from api.clients.events import JobEvent
@@ -45,4 +46,4 @@ class TrialBar:
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""
-        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._bar.console.print(harmless(line), highlight=False, markup=False, soft_wrap=True)

@@ -52,10 +52,8 @@ class Wanted:
         ModelConfig.from_dir(self.model)
         Sla.parse(self.sla)
         parse_workload(self.workload, seed=0)
-        path = WorkloadSpec.parse(self.workload).path
-        if path is None:
-            return self.workload
-        return self.workload.replace(str(path), str(Path(path).resolve()), 1)
+        spec = WorkloadSpec.parse(self.workload)
+        return self.workload if spec.path is None else spec.at(spec.path.resolve())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,8 +79,10 @@ class SlaReport:
 
     @property
     def verdict(self) -> str:
-        """Met, or missed and by what."""
-        return "met" if self.is_met else f"missed: {'; '.join(map(str, self.violations))}"
+        """Met, or missed and by what; and what had nothing to be judged by."""
+        told = "met" if self.is_met else f"missed: {'; '.join(map(str, self.violations))}"
+        idle = ", ".join(str(c.constraint) for c in self.checks if not c.is_applicable)
+        return f"{told} (no output has two tokens to judge {idle} by)" if idle else told
 
     @property
     def headroom(self) -> float | None:

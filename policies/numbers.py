@@ -25,6 +25,12 @@ def short_beside(value: float, bound: float) -> str:
     return repr(value)
 
 
+def share_text(value: float) -> str:
+    """A share with four digits, or as many as show that it is not all: 0.99996 is no 1."""
+    text = f"{value:.4f}"
+    return short_beside(value, 1.0) if value != 1 and float(text) == 1 else text
+
+
 def short_bound(value: float, op: Op) -> str:
     """The next bound of three significant digits that whatever meets ``value`` meets as well."""
     return _rounded(value, ROUND_CEILING if op is Op.AT_MOST else ROUND_FLOOR)

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.spec.measurement import METRIC_IDS, Distribution, Measurement, Outcome
 from policies.attainment import SlaReport, judge
-from policies.numbers import counted, short
+from policies.numbers import counted, share_text, short
 from policies.sla import Sla
 
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
@@ -97,8 +97,7 @@ def sla_json(sla: Sla, report: SlaReport) -> dict[str, Any]:
 
 def judged_lines(sla: Sla, report: SlaReport) -> list[str]:
     """The same in words: the verdict, and how many requests met their bounds."""
-    # Three digits would make 0.9996 a 1.
-    attainment = "-" if report.attainment is None else f"{report.attainment:.4f}"
+    attainment = "-" if report.attainment is None else share_text(report.attainment)
     goodput = "-" if report.goodput_rps is None else short(report.goodput_rps)
     return [
         f"SLA {sla}: {report.verdict}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from engine.spec.names import find_nearest
 from policies.constraint import Constraint, Metric, Percentile
 from policies.errors import PolicyInputError
 
+# Every bound there is, in any spelling, is far shorter; searches of a long text would take long.
+MAX_CHARS = 4096
 # Other tools' words for our metrics: vLLM's `e2el` and `output_throughput`, GuideLLM's bare names.
 _METRIC_WORDS = {
     "ttft": Metric.TTFT_MS,
@@ -26,7 +29,7 @@ _METRIC_WORDS = {
     "total_token_throughput": Metric.THROUGHPUT_TOTAL,
 }
 _PERCENTILE_WORDS = {**{p.value: p for p in Percentile}, "median": Percentile.P50}
-_PART = re.compile(r"\s*([A-Za-z0-9_]+)\s*(<=|>=|<|>|==|=|:)\s*(\S+)\s*")
+_PART = re.compile(r"\s*([A-Za-z0-9_.]+)\s*(<=|>=|<|>|==|=|:)\s*(\S+)\s*")
 # What a number is multiplied by to be milliseconds, or a share.
 _LATENCY_UNITS = {"ms": 1.0, "s": 1000.0}
 _SHARE_UNITS = {"%": 0.01}
@@ -42,8 +45,8 @@ class Sla:
     def __post_init__(self) -> None:
         if not self.constraints:
             raise PolicyInputError("an SLA needs at least one constraint, as in p95_ttft_ms<=500")
-        keys = [c.key for c in self.constraints]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        counts = Counter(c.key for c in self.constraints)
+        if twice := sorted(key for key, count in counts.items() if count > 1):
             raise PolicyInputError(f"SLA: {', '.join(twice)} stands twice; keep one bound each")
 
     @classmethod
@@ -58,6 +61,10 @@ class Sla:
         Raises:
             PolicyInputError: naming the part that does not parse.
         """
+        if len(text) > MAX_CHARS:
+            raise PolicyInputError(
+                f"SLA {text[:40]!r}...: {len(text)} characters; at most {MAX_CHARS}"
+            )
         parts = _json_parts(text) if text.lstrip().startswith("{") else _plain_parts(text)
         return cls(constraints=tuple(_constraint(part) for part in parts))
 
@@ -102,7 +109,7 @@ def _plain_parts(text: str) -> Iterator[str]:
 def _json_parts(text: str) -> Iterator[str]:
     try:
         parsed = json.loads(text, object_pairs_hook=list)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PolicyInputError(f"SLA {text!r}: not readable as JSON ({error})") from error
     for key, value in parsed:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -170,7 +177,7 @@ def _nearest_name(word: str) -> str:
     """The nearest name as a hint. Percentile and metric are looked up separately, so that the
     correct one does not count."""
     head, _, tail = word.lower().partition("_")
-    has_percentile = bool(re.fullmatch(r"p\d+|mean|median", head)) and bool(tail)
+    has_percentile = bool(re.fullmatch(r"p\d+(\.\d+)?|mean|median", head)) and bool(tail)
     name = (tail if has_percentile else word.lower()).removesuffix("_ms").removesuffix("_s")
     found = find_nearest(name, _METRIC_WORDS)
     if found is None:
@@ -184,5 +191,5 @@ def _nearest_name(word: str) -> str:
 def _nearest_percentile(word: str) -> Percentile:
     if word in _PERCENTILE_WORDS:
         return _PERCENTILE_WORDS[word]
-    wanted = float(word[1:4])
+    wanted = float(word[1:4].rstrip("."))
     return min((p for p in Percentile if p.percent), key=lambda p: abs((p.percent or 0) - wanted))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -48,30 +49,41 @@ def _private(path: str, flags: int) -> int:
 
 
 class FileLock:
-    """A :class:`NamedLock` on one machine. The file stays: removing it would race."""
+    """A :class:`NamedLock` on one machine, on a file that its last holder removes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: IO[bytes] | None = None
 
     def try_take(self) -> bool:
-        if self._file is not None:
-            return True
-        file = open(self._path, "ab", opener=_private)  # noqa: SIM115 - held until it is released
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            if isinstance(error, BlockingIOError):
-                return False
-            raise
-        self._file = file
+        while self._file is None:
+            file = open(self._path, "ab", opener=_private)  # noqa: SIM115 - held until released
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.close()
+                if isinstance(error, BlockingIOError):
+                    return False
+                raise
+            if self._is_at_path(file):
+                self._file = file
+            else:
+                file.close()  # its holder removed it while we opened it: take the next one
         return True
 
     def release(self) -> None:
         if self._file is not None:
+            # While it is held, or somebody may hold the next file of this name already.
+            with suppress(OSError):
+                self._path.unlink()
             self._file.close()
             self._file = None
+
+    def _is_at_path(self, file: IO[bytes]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
+        except FileNotFoundError:
+            return False
 
 
 class AdvisoryLock:

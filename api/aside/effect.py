@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from api.aside.step_times import blocks_of, by_step_model, on_node
+from api.aside.step_times import blocks_of, by_step_model, node_of, on_node
 from api.documents.policy import model_from_json
 from engine.spec.feasible import check_plan
 from engine.spec.inventory import Inventory
@@ -14,7 +14,6 @@ from engine.spec.settings import Settings
 from policies.load_history import LoadSlot
 from policies.sla import Sla
 from tuner.comparison.replay import RunAt, replay
-from tuner.described.parse import describe_node
 from tuner.spec.errors import TunerError
 from tuner.step_model.model import StepModel
 from tuner.workload.observed import draw_minutes, newest
@@ -57,11 +56,11 @@ def effect(question: Json) -> Json:
 
 def _described(question: Json) -> tuple[RunAt, float]:
     """On hardware that is not here."""
-    node = describe_node(
-        model=question["model_dir"],
-        hardware=question["hardware"],
-        dtype=question["dtype"],
-        backend=question["backend"],
+    node = node_of(
+        question,
+        model_from_json(question["model"]),
+        Inventory.from_json(question["inventory"]),
+        max_model_len=question["max_model_len"],
     )
     return on_node(node), node.interval
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from api.aside.step_times import blocks_of, by_step_model, on_node
+from api.aside.step_times import blocks_of, by_step_model, node_of, on_node
 from api.documents.policy import model_from_json
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import Measurement
@@ -13,11 +13,7 @@ from engine.spec.settings import Settings
 from policies.attainment import meets
 from policies.paired_requests import paired_effect
 from policies.sla import Sla
-from tuner.backends import load_backend
 from tuner.comparison.replay import RunAt
-from tuner.described.node import Node
-from tuner.described.parse import AUTO, OWN_BACKEND
-from tuner.hardware import Precision, parse_hardware
 from tuner.spec.errors import TunerError
 from tuner.step_model.model import StepModel
 from tuner.workload.workload import Arrival, Workload, WorkloadSource
@@ -32,18 +28,20 @@ def replayed(question: Json) -> Json:
 
     ``question``: ``arrivals`` as ``[second, input tokens, output tokens]``, ``control`` and
     ``candidate`` settings, ``sla``, ``alpha``, the engine's ``model`` and ``inventory``, and
-    either ``hardware`` or ``cost_model`` for the step times; of hardware also ``dtype`` and
-    ``backend``, null where only the engine's own word is known.
+    either ``hardware`` or ``cost_model`` for the step times, which take ``step_scale`` times as
+    long as these say; of hardware also ``model_name``, ``dtype`` and ``backend``, null where only
+    the engine's own word is known.
 
     Raises:
         TunerError: step times that do not fit the engine.
         EngineError: settings that the model cannot run under.
     """
     workload, sla = _workload(question["arrivals"]), Sla.parse(question["sla"])
+    scale = question["step_scale"]
     try:
         run_at = _runner(question)
         met = {
-            arm: _met(run_at(Settings.from_json(question[arm]), workload, 1.0), sla)
+            arm: _met(run_at(Settings.from_json(question[arm]), workload, scale), sla)
             for arm in ("control", "candidate")
         }
     except (ArithmeticError, LookupError, ValueError) as error:
@@ -82,17 +80,7 @@ def _runner(question: Json) -> RunAt:
     model = model_from_json(question["model"])
     inventory = Inventory.from_json(question["inventory"])
     if question["hardware"] is not None:
-        hardware = parse_hardware(question["hardware"])
-        # Ranks that are paced as a quantised model report the number format that they compute in.
-        dtype, own = question["dtype"], Precision.of(inventory.dtype)
-        node = Node(
-            hardware=hardware,
-            model=model,
-            precision=own if dtype in (None, AUTO) else Precision.parse(dtype),
-            backend=load_backend(question["backend"] or OWN_BACKEND, hardware.device),
-            block_size=inventory.block_size,
-        )
-        return on_node(node)
+        return on_node(node_of(question, model, inventory))
     return by_step_model(
         StepModel.from_json(question["cost_model"], where="cost model"),
         model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Iterator
@@ -30,14 +31,25 @@ PART_ERRORS = (("engine.spec.errors", "RankError"),)
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on one line of stdout. Raises ValueError for NaN and infinity."""
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """Print one JSON value on one line of stdout. Raises ValueError for NaN and infinity.
+
+    Letters that the terminal may not have are written as JSON writes them: what Python puts in
+    their place (``\\xe9``) is none.
+    """
+    typer.echo(json.dumps(value, ensure_ascii=not _has_all_letters(), allow_nan=False))
+
+
+def _has_all_letters() -> bool:
+    try:
+        return codecs.lookup(sys.stdout.encoding).name == "utf-8"
+    except (AttributeError, LookupError, TypeError):  # replaced by something with no encoding
+        return False
 
 
 def print_lines(lines: list[str]) -> None:
     """Print lines of the answer. Servers and files may have a part in them, so they come without
     what would steer a terminal."""
-    typer.echo(harmless("\n".join(lines)))
+    typer.echo("\n".join(map(harmless, lines)))
 
 
 def print_line(line: str) -> None:

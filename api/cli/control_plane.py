@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ ViewT = TypeVar("ViewT", bound="View")
 SERVICE = "http://127.0.0.1:8700"
 SERVICE_VARIABLE = "GEARSHIFT_SERVICE"
 AWAY = f"; does 'gearshift serve' run there? Another address: --service, or {SERVICE_VARIABLE}"
+# An engine may be called eng_7.
+ENGINE_ID = re.compile(r"eng_[0-9a-f]{21}")
 # A page of a list has no more rows.
 MOST_ROWS = 500
 NewestOption = Annotated[
@@ -109,7 +112,7 @@ def no_key(service: str) -> str:
 
 def find_engine(client: Client, named: str) -> EngineView:
     """The engine of this id or name. Ends where there is none."""
-    if named.startswith("eng_"):
+    if ENGINE_ID.fullmatch(named):
         return client.get_engine(named)
     engines = {found.name: found for found in client.list_engines()}
     if named not in engines:
@@ -120,4 +123,4 @@ def find_engine(client: Client, named: str) -> EngineView:
 
 def find_engine_id(client: Client, named: str) -> str:
     """The id of the engine named. Ends where there is none of that name."""
-    return named if named.startswith("eng_") else find_engine(client, named).id
+    return named if ENGINE_ID.fullmatch(named) else find_engine(client, named).id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ from api.cli.groups import (
     writing,
 )
 from api.cli.pictured import DrawnOutput
-from policies.numbers import short
+from policies.numbers import short, short_beside
 from tuner.answers import asked
 
 if TYPE_CHECKING:
@@ -223,12 +224,14 @@ def _print(
     console.print(table)
     for name in ("throughput_tokens_per_s", "goodput_rps", "attainment"):
         value = metrics[name]
-        console.print(f"{name}: {'-' if value is None else short(value)}")
+        # Of 0.9996 three digits would make a 1.
+        text = short if name != "attainment" else partial(short_beside, bound=1.0)
+        console.print(f"{name}: {'-' if value is None else text(value)}")
     admission, total = document["admission"], sum(document["requests"].values())
     refused = admission["refused"] if admission else 0
     if admission:
         share = admission["admitted_attainment"]
-        told = "" if share is None else f"; attainment of the others: {short(share)}"
+        told = "" if share is None else f"; attainment of the others: {short_beside(share, 1.0)}"
         console.print(f"admission: {refused} of {total} turned away{told}")
     if failed := document["requests"]["errored"] - refused:
         console.print(f"requests: {failed} of {total} failed, as they can never fit")

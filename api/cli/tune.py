@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -238,13 +239,15 @@ def _resumed(word: str, *, num_trials: int | None) -> _Job:
     from api.jobs.kept import Keeper, find_kept
 
     database = open_database()
-    kept = find_kept(database, word)
+    keeper = Keeper(database, find_kept(database, word).job_id)
+    # Read once it is ours: what another command has just ended may have brought more.
+    kept = find_kept(database, str(keeper.job_id))
     spec = kept.spec if num_trials is None else replace(kept.spec, trials=num_trials)
     log(f"resume: {kept.job_id} has {len(kept.trials)} of {spec.trials} trials")
     return _Job(
         spec=spec,
         cost_model=kept.cost_model,
-        keeper=Keeper(database, kept.job_id),
+        keeper=keeper,
         groundwork=kept.groundwork,
         trials=kept.trials,
         spent_device_s=kept.spent_device_s,
@@ -256,7 +259,7 @@ def _run(job: _Job) -> tuple[TuningReport, bool]:
     from tuner.search.tune import prepare, search
 
     keeper = job.keeper
-    with _Progress(job.spec.trials, len(job.trials), keeper) as show:
+    with _Progress(job.spec.trials, len(job.trials), keeper) as show, closing(keeper):
         try:
             context = prepare(
                 job.spec, cost_model=job.cost_model, groundwork=job.groundwork, on_event=show

@@ -47,7 +47,7 @@ def sample(
     workload = parse_workload(spec, seed=seed)
     text = trace_text(workload, wanted)
     with writing():
-        out.write_text(text)
+        out.write_text(text, encoding="utf-8")  # as it is read, whatever the terminal has
     told = workload.describe()
     if as_json:
         print_json({"out": str(out), "form": wanted.value, **told})

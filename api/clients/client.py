@@ -16,7 +16,7 @@ from api.clients.calls import AsyncSender, Call, Sender
 from api.clients.errors import ClientError
 from api.clients.events import EventReader, JobEvent
 from api.clients.operations import ENGINES, JOBS, ROLLOUTS, Operations
-from api.clients.retries import Retries
+from api.clients.retries import OUTAGES, Retries
 from api.schemas.serving import EngineView, PolicyVersionView
 from store.models import AckState
 from tuner.load.urls import full_url
@@ -278,8 +278,8 @@ def _checked(found: httpx.Response | httpx.TransportError) -> httpx.Response:
 
 
 def _raise_refusal(error: Exception) -> None:
-    """Go on after an outage only."""
-    if isinstance(error, ClientError) and error.status != httpx.codes.SERVICE_UNAVAILABLE:
+    """Go on after an outage only, also one that a proxy tells of."""
+    if isinstance(error, ClientError) and error.status not in OUTAGES:
         raise error
 
 

@@ -17,6 +17,8 @@ MAYBE_DONE = (
     httpx.codes.SERVICE_UNAVAILABLE,
     httpx.codes.GATEWAY_TIMEOUT,
 )
+# What may be over soon, whoever says so: the service or a proxy before it.
+OUTAGES = (*TURNED_AWAY, *MAYBE_DONE)
 FIRST_WAIT_S = 0.1
 
 

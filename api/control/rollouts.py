@@ -224,6 +224,8 @@ def _question(
         "model": engine.model,
         "inventory": policies.inventory_of(engine).to_json(),
         "hardware": replay.get("hardware"),
+        "step_scale": replay.get("step_scale", 1.0),
+        "model_name": (tuned_for.get("options") or {}).get("model_dir", tuned_for.get("model_dir")),
         "dtype": field_of(tuned_for, "dtype"),
         "backend": field_of(tuned_for, "backend"),
         "cost_model": None

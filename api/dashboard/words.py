@@ -12,6 +12,7 @@ from api.schemas.serving import EngineView
 from api.services.overview import EngineOverview, Standing
 from engine.spec.errors import EngineError
 from policies.advice import AdviceReason
+from policies.numbers import short_beside
 from policies.rollout import RolloutReason
 from store.models import JobState, RolloutState, Sight
 from store.models.base import utc_now
@@ -151,8 +152,13 @@ def job_title(spec: dict[str, Any]) -> str:
 
 
 def share(value: float | None) -> str:
-    """0.987 as 98.7 %."""
-    return NONE if value is None else f"{value * 100:.1f}\u00a0%"
+    """0.987 as 98.7 %; what is nearly all is not told as all."""
+    if value is None:
+        return NONE
+    text = f"{value * 100:.1f}"
+    if value < 1 and text == "100.0":
+        text = short_beside(value * 100, 100.0)
+    return f"{text}\u00a0%"
 
 
 def number(value: float | None, digits: int = 1) -> str:

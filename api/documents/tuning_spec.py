@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from api.schemas.base import Json
-from tuner.search.spec import TuningSpec
+from engine.spec.measurement import Fidelity
+from tuner.search.spec import LOCAL, TuningSpec
 
 SHARED = (
     "model_dir",
@@ -37,6 +38,16 @@ def field_of(job: Json, name: str) -> Any:
     """One field of a job's specification, wherever it stands; as by default where it does not."""
     options = job.get("options") or {}
     return options.get(name, job.get(name, TuningSpec.__dataclass_fields__[name].default))
+
+
+def foreseen_scale(job: Json, recommended: Json) -> float:
+    """How many times as long as its step model says steps were taken to be by a job that
+    recommended ``recommended``."""
+    retune = job.get("retune") or {}
+    is_simulated = recommended.get("fidelity") == Fidelity.SIMULATED
+    if retune and field_of(job, "hardware") == LOCAL and is_simulated:
+        return float(retune.get("step_scale", 1.0))  # no device was free to measure them anew
+    return float(field_of(job, "step_scale"))
 
 
 def job_document(spec: TuningSpec) -> Json:

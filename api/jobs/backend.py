@@ -77,6 +77,10 @@ class TuningBackend(Protocol):
         """Devices that live trials of this job use at once; 0 when all is simulated."""
         ...
 
+    def first_device(self, spec: Json) -> int:
+        """The device from which on the job wants its devices, as ``cuda:4`` says; by default 0."""
+        ...
+
     def without_devices(self, spec: Json) -> Json:
         """The same job answered from simulation alone."""
         ...

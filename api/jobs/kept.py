@@ -7,6 +7,8 @@ a crash or a power cut. The service shows it and does not run it.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +16,9 @@ from api.documents.tuning_spec import job_document, tuning_spec
 from api.jobs.keeping import close, keep_cost_model, keep_groundwork, keep_trial
 from api.jobs.tuner_backend import groundwork_of, plain, verdict_of
 from api.services.job_moves import COMMAND_LINE, close_cancelled, move
-from store import ConflictError, Database, NotFoundError
-from store.models import JobState
+from store import ConflictError, Database, NotFoundError, UnitOfWork
+from store.locks import NamedLock
+from store.models import JobState, TuningJob
 from tuner.search.context import TuningContext
 from tuner.search.report import TuningReport
 from tuner.search.spec import TuningSpec
@@ -74,12 +77,22 @@ class Keeper:
     """Keeps one job; without a database it keeps nothing."""
 
     def __init__(self, database: Database | None, job_id: str | None = None) -> None:
+        """Raises ConflictError where another command works on the job now."""
         self._database = database
         self.job_id = job_id
         self.recommendation_id: str | None = None
         self._context: TuningContext | None = None
         self._is_cancelled = False
         self._next_look_s = 0.0
+        self._lock: NamedLock | None = None
+        if database is not None and job_id is not None:
+            self._hold(database, job_id)
+
+    def close(self) -> None:
+        """Let other commands go on with the job. Safe to call twice."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def begin(self, context: TuningContext) -> None:
         """Add the job, or go on with it; what its trials rest on is kept with each of them."""
@@ -93,6 +106,7 @@ class Keeper:
                     spec=job_document(spec), num_trials=spec.trials, created_by=COMMAND_LINE
                 )
                 self.job_id = job.id
+                self._hold(self._database, job.id)
             else:
                 job = uow.jobs.get(self.job_id, for_update=True)
                 job.spec, job.num_trials = job_document(spec), spec.trials
@@ -113,28 +127,30 @@ class Keeper:
 
     def keep(self, trial: dict[str, Any]) -> None:
         """Keep a trial record."""
-        if self._database is not None and self.job_id is not None:
-            groundwork = None if self._context is None else groundwork_of(self._context)
-            with self._database.begin() as uow:
-                keep_trial(uow, self.job_id, plain(trial))
+        with self._held() as held:
+            if held is not None:
+                uow, job = held
+                groundwork = None if self._context is None else groundwork_of(self._context)
+                keep_trial(uow, job.id, plain(trial))
                 if groundwork is not None:
-                    keep_groundwork(uow, self.job_id, groundwork)
+                    keep_groundwork(uow, job.id, groundwork)
 
     def tell(self, kind: str, data: dict[str, Any]) -> None:
         """Keep an event of the job."""
-        if self._database is not None and self.job_id is not None:
-            with self._database.begin() as uow:
-                uow.jobs.append_event(self.job_id, kind, plain(data))
+        with self._held() as held:
+            if held is not None:
+                uow, job = held
+                uow.jobs.append_event(job.id, kind, plain(data))
 
     def end(self, report: TuningReport, *, is_interrupted: bool) -> None:
-        """Keep the answer; after an interruption only that the job waits to be resumed."""
-        if self._database is None or self.job_id is None:
-            return
-        with self._database.begin() as uow:
-            job = uow.jobs.get(self.job_id, for_update=True)
+        """Keep the answer; after an interruption only that the job waits to be resumed. One that
+        was ended elsewhere stays as it is."""
+        with self._held() as held:
+            if held is None or held[1].state.is_final:
+                return
+            uow, job = held
             if is_interrupted:
-                if not job.state.is_final:  # or whoever cancelled it has closed it
-                    close_cancelled(uow, job)
+                close_cancelled(uow, job)
             else:
                 close(uow, job, verdict_of(report))
                 found = uow.recommendations.find_for_job(job.id)
@@ -142,9 +158,31 @@ class Keeper:
 
     def fail(self, reason: str) -> None:
         """Keep why the job ended without an answer."""
-        if self._database is not None and self.job_id is not None:
-            with self._database.begin() as uow:
-                move(uow, uow.jobs.get(self.job_id, for_update=True), JobState.FAILED, reason)
+        with self._held() as held:
+            if held is not None and not held[1].state.is_final:
+                uow, job = held
+                move(uow, job, JobState.FAILED, reason)
+
+    @contextmanager
+    def _held(self) -> Iterator[tuple[UnitOfWork, TuningJob] | None]:
+        """The job in a unit of work; None where none is kept, or where somebody removed it."""
+        if self._database is None or self.job_id is None:
+            yield None
+            return
+        with self._database.begin() as uow:
+            job = uow.jobs.find(self.job_id, for_update=True)
+            if job is None:
+                self.job_id, self._is_cancelled = None, True
+            yield None if job is None else (uow, job)
+
+    def _hold(self, database: Database, job_id: str) -> None:
+        lock = database.lock(f"tune-{job_id}")
+        if not lock.try_take():
+            raise ConflictError(
+                f"tuning job {job_id} is worked on by another command now; wait for its end, or "
+                "press Ctrl-C there"
+            )
+        self._lock = lock
 
     @property
     def resume_command(self) -> str | None:

@@ -31,29 +31,38 @@ class DeviceLeases:
         self._leased_s: dict[str, float] = {}
 
     def find(
-        self, job_id: str, needed: int, *, is_cancelled: Callable[[], bool], may_give_up: bool
+        self,
+        job_id: str,
+        needed: int,
+        *,
+        first: int = 0,
+        is_cancelled: Callable[[], bool],
+        may_give_up: bool,
     ) -> tuple[int, ...] | None:
-        """The devices the job holds; leases them if need be, at most all of the machine's.
+        """The devices the job holds; leases them if need be, at most all of the machine's from
+        device ``first`` on.
 
         If too few are free, it waits for them; with ``may_give_up`` it returns None at once.
 
         Raises:
             JobStoppedError: the job was cancelled meanwhile.
-            JobInputError: too few were free within the waiting time.
+            JobInputError: too few were free within the waiting time, or there is no such device.
         """
         size = self._num_devices
-        wanted = min(needed, size)
-        if not wanted:
+        if not size:
             raise JobInputError("this machine has no devices (GEARSHIFT_DEVICES=0)")
+        if first >= size:
+            raise JobInputError(f"there is no device {first}: this machine has {size}, from 0 on")
+        wanted = min(needed, size - first)
         until_s = time.monotonic() + self._settings.device_wait_s
-        while (devices := self._try(job_id, wanted, size)) is None:
+        while (devices := self._try(job_id, wanted, range(first, size))) is None:
             if may_give_up:
                 return None
             if is_cancelled():
                 raise JobStoppedError
             if time.monotonic() >= until_s:
                 raise JobInputError(
-                    f"{wanted} of {size} devices were not free within "
+                    f"{wanted} of {size - first} devices were not free within "
                     f"{self._settings.device_wait_s:g} s; serving engines keep theirs"
                 )
             time.sleep(LOOK_EVERY_S)
@@ -77,14 +86,14 @@ class DeviceLeases:
         with self._database.begin() as uow:
             uow.devices.release(_holder(job_id))
 
-    def _try(self, job_id: str, wanted: int, size: int) -> tuple[int, ...] | None:
+    def _try(self, job_id: str, wanted: int, among: range) -> tuple[int, ...] | None:
         """Take the job's own devices again, else the first free ones."""
         node, holder = self._settings.node, _holder(job_id)
         with self._database.begin() as uow:
             uow.devices.release(holder)
             taken = {lease.device for lease in uow.devices.list_leases(node)}
             own = self._held.get(job_id, ())
-            free = [device for device in range(size) if device not in taken]
+            free = [device for device in among if device not in taken]
             devices = own if own and not taken & set(own) else tuple(free[:wanted])
             is_leased = len(devices) == wanted and uow.devices.try_lease(
                 host=node, devices=devices, holder=holder, expires_at=utc_now() + TRIAL_LEASE

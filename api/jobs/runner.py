@@ -215,7 +215,11 @@ class JobRunner:
             and self._cost_model(job, or_newest=True) is not None
         )
         devices = self._leases.find(
-            job.id, needed, is_cancelled=self._is_cancelled(job.id), may_give_up=may_give_up
+            job.id,
+            needed,
+            first=self._backend.first_device(job.spec),
+            is_cancelled=self._is_cancelled(job.id),
+            may_give_up=may_give_up,
         )
         if devices is None:
             self._waived.add(job.id)

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from api.documents.places import Places
 from api.documents.tuning_spec import tuning_spec
@@ -46,6 +47,10 @@ class TunerBackend:
         wanted = tuning_spec(spec)
         return wanted.num_devices if wanted.is_local and wanted.is_live else 0
 
+    def first_device(self, spec: Json) -> int:
+        kind, _, first = tuning_spec(spec).device.partition(":")
+        return int(first) if kind == "cuda" and first.isdecimal() else 0
+
     def without_devices(self, spec: Json) -> Json:
         options = {**spec["options"], "is_live": False}
         if (retune := spec.get("retune")) is not None:
@@ -75,6 +80,8 @@ class TunerBackend:
         with _input_errors():
             wanted = self._confined(tuning_spec(spec))
             own = devices if wanted.device.startswith("cuda") else ()
+            if own:  # its ranks see no others, and count these from 0
+                wanted = replace(wanted, device="cuda")
             with only_visible(own):
                 context = tune.prepare(
                     wanted,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Container, Iterable
 
 import sqlalchemy as sa
+import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
 from api.jobs.runner import JobRunner, JobStep
@@ -29,7 +30,8 @@ MAX_RECOVERIES = 10
 POLL_S = 0.5
 # A workflow may end a moment before its job's row says so.
 GRACE_S = 10.0
-ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+DONE = "SUCCESS"
+ENDED = (DONE, "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
 # Job id and number of trials in, the last step's result out.
 Workflow = Callable[[str, int], str]
@@ -122,6 +124,7 @@ class Dispatcher:
         self._runner = runner
         self._workflow = workflow
         self._handed: dict[str, float] = {}
+        self._log = structlog.get_logger("api.jobs")
 
     def look(self) -> None:
         """Hand over new jobs, and close those whose workflow ended without closing them."""
@@ -130,6 +133,7 @@ class Dispatcher:
             open_jobs = {job.id: job.num_trials for job in due}
         for job_id, num_trials in open_jobs.items():
             if job_id not in self._handed:
+                self._forget_if_done(job_id)
                 with SetWorkflowID(job_id):
                     DBOS.enqueue_workflow(QUEUE, self._workflow, job_id, num_trials)
                 self._handed[job_id] = time.monotonic()
@@ -137,6 +141,18 @@ class Dispatcher:
                 self._close_if_ended(job_id)
         for job_id in [job_id for job_id in self._handed if job_id not in open_jobs]:
             del self._handed[job_id]
+
+    def _forget_if_done(self, job_id: str) -> None:
+        """Let a job run again that is open although its workflow has done all: a workflow ends
+        after its job, so our tables are older, as from a backup."""
+        status = DBOS.get_workflow_status(job_id)
+        if status is None or status.status != DONE:
+            return
+        with self._database.read() as uow:
+            job = uow.jobs.find(job_id)
+        if job is not None and not job.state.is_final:
+            self._log.warning("job is open, and its workflow is done: run again", job=job_id)
+            DBOS.delete_workflow(job_id)
 
     def _close_if_ended(self, job_id: str) -> None:
         status = DBOS.get_workflow_status(job_id)

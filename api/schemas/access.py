@@ -52,7 +52,7 @@ class ApiKeyCreate(Body):
     model_config = shown(access.CREATE)
 
     name: str = Field(min_length=1, max_length=120)
-    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope))
+    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), fail_fast=True)
     expires_at: End | None = None
 
 

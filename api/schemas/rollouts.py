@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from api.schemas.base import Body, BoundedBody, Json, View, shown
+from api.schemas.base import Body, Json, Part, View, shown
 from api.schemas.examples import rollouts
 from api.schemas.plain import MAX_COLUMN, MAX_SECONDS, PlainJson, Seconds, Whole
 from engine.server.takes import NUMBER
@@ -18,7 +18,7 @@ DEFAULTS = RolloutLimits()
 Some = Annotated[float, Field(strict=True, gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 
 
-class ReplayIn(BoundedBody):
+class ReplayIn(Part):
     """How the candidate is simulated on the engine's last hours before it serves anybody."""
 
     skip: bool = Field(default=False, strict=True, description="Do not simulate it")
@@ -32,7 +32,7 @@ class ReplayIn(BoundedBody):
     )
 
 
-class RolloutLimitsIn(BoundedBody):
+class RolloutLimitsIn(Part):
     """How the candidate is compared, and the most it may touch before that is decided."""
 
     slice_s: Some = Field(default=DEFAULTS.slice_s, description="Seconds of one turn")

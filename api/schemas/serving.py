@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from api.schemas.base import Body, BoundedBody, Json, View, shown
+from api.schemas.base import FEW_FIELDS, Body, BoundedBody, Json, View, shown
 from api.schemas.examples import engines, policies
 from api.schemas.plain import (
     MAX_ARRIVED,
@@ -26,7 +26,7 @@ from api.schemas.plain import (
     check_rising,
 )
 from engine.policy.document import KnobClass
-from engine.server.takes import NUMBER
+from engine.server.takes import FIRST_FAULT, NUMBER
 from engine.spec.measurement import Outcome
 from engine.spec.modes import MODE_PATTERN, Mode
 from store.models import AckState
@@ -34,11 +34,14 @@ from tuner.hardware.device import MAX_DEVICES
 
 # One heartbeat holds about a second of traffic.
 MAX_REQUESTS = 20_000
+# No engine has as many knobs.
+MOST_CHANGES = 200
 
 
 DEVICES = Field(
     default=None,
     max_length=MAX_DEVICES,
+    fail_fast=True,
     description="Devices it holds, by index; null: as many as its ranks; empty: none (paced)",
 )
 
@@ -62,7 +65,7 @@ class EngineRegister(Body):
         description="What its plans may use: `kind`, `max_ranks`, and memory in bytes. Plans "
         "beyond it are refused",
     )
-    capabilities: list[Json]
+    capabilities: Annotated[list[Json], FIRST_FAULT]
     policy: Json = Field(description="The engine's part of the policy in force")
 
     takes_credential: bool = Field(
@@ -77,7 +80,7 @@ class RequestTimingIn(BoundedBody):
     """One finished request, exact: milliseconds since it was scheduled."""
 
     age_ms: Milliseconds = Field(description="How long before this heartbeat it was scheduled")
-    token_ms: Annotated[list[Milliseconds], AfterValidator(check_rising)] = Field(
+    token_ms: Annotated[list[Milliseconds], FIRST_FAULT, AfterValidator(check_rising)] = Field(
         description="When each output token was produced"
     )
     input_tokens: Tokens
@@ -109,8 +112,10 @@ class HeartbeatIn(Body):
     policy: Json = Field(description="The engine's part of the policy in force")
     devices: list[DeviceIndex] | None = DEVICES
     stats: Json
-    requests: Annotated[list[RequestTimingIn], Field(max_length=MAX_REQUESTS)]
-    steps: list[StepAggregate]
+    requests: Annotated[
+        list[RequestTimingIn], Field(max_length=MAX_REQUESTS, fail_fast=True), FEW_FIELDS
+    ]
+    steps: Annotated[list[StepAggregate], FIRST_FAULT, FEW_FIELDS]
 
 
 class HeartbeatOut(View):
@@ -121,6 +126,12 @@ class HeartbeatOut(View):
     desired_version: int
 
 
+def _check_changes(given: Any) -> Any:
+    if isinstance(given, dict) and len(given) > MOST_CHANGES:
+        raise ValueError(f"{len(given)} changes; at most {MOST_CHANGES} may be")
+    return given
+
+
 class Acknowledge(Body):
     """What an engine did about a policy version."""
 
@@ -128,7 +139,9 @@ class Acknowledge(Body):
 
     result: Literal["applied", "refused"]
     message: str = Field(default="", max_length=4000)
-    changes: dict[str, KnobClass] = Field(default_factory=dict, description="Knob class per change")
+    changes: Annotated[dict[str, KnobClass], BeforeValidator(_check_changes)] = Field(
+        default_factory=dict, description="Knob class per change"
+    )
     seconds: Seconds | None = None
     transition: Json | None = Field(
         default=None, description="How replicas started and left for it, and what that took"

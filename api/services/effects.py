@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from api.aside.process import AsideError, AsideLimits
 from api.documents.control_state import lengths_of, load_slots, slot_of
 from api.documents.policy import settings_in
-from api.documents.tuning_spec import field_of
+from api.documents.tuning_spec import field_of, foreseen_scale
 from api.schemas.serving import ChangeSet
 from api.services import policies
 from api.web.aside import Aside
@@ -85,8 +85,10 @@ def _steps(uow: UnitOfWork, engine: EngineRow) -> Json | str:
     spec = job_spec(uow, engine)
     if spec is None:
         return "its step times are not known: the job that tuned it is gone"
-    names = ("model_dir", "dtype", "backend", "max_model_len", "step_scale")
+    names = ("model_dir", "dtype", "backend", "max_model_len")
     known = {name: field_of(spec, name) for name in names}
+    known["model_name"] = known.pop("model_dir")
+    known["step_scale"] = foreseen_scale(spec, recommendation.document)
     if (hardware := field_of(spec, "hardware")) != LOCAL:
         return {**known, "hardware": hardware}
     if recommendation.cost_model_id is None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from api.documents.tuning_spec import foreseen_scale
 from api.services.audit import record
 from api.services.recent_load import as_upload, recent_workload
 from api.services.workloads import keep
 from api.web.auth import Caller
-from engine.spec.measurement import Fidelity
 from store import ConflictError, UnitOfWork
 from store.models import EngineRow, JobState, TuningJob
 from store.models.base import Json
@@ -86,12 +86,8 @@ def find_offer(uow: UnitOfWork, engine: EngineRow) -> str | None:
 def _step_scale(origin: Json, recommended: Json, ratio: float) -> float:
     """How many times as long steps take as the cost model says: ``ratio`` of what was foreseen, and
     what was foreseen may have been longer than it says already."""
-    foreseen: float = 1.0
-    if origin.get("hardware", LOCAL) != LOCAL:
-        foreseen = (origin.get("options") or {}).get("step_scale", 1.0)
-    elif recommended.get("fidelity") == Fidelity.SIMULATED:
-        foreseen = (origin.get("retune") or {}).get("step_scale", 1.0)
-    return min(max(round(ratio * foreseen, 4), LEAST_STEP_SCALE), MOST_STEP_SCALE)
+    scale = ratio * foreseen_scale(origin, recommended)
+    return min(max(round(scale, 4), LEAST_STEP_SCALE), MOST_STEP_SCALE)
 
 
 def _spec(origin: Json, engine: EngineRow, *, workload_id: str, ratio: float, scale: float) -> Json:

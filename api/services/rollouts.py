@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from api.documents.policy import PolicyDocument
 from api.documents.rollout import canary_from_json, limits_from_json, limits_to_json
-from api.documents.tuning_spec import field_of
+from api.documents.tuning_spec import field_of, foreseen_scale
 from api.schemas.rollouts import (
     CanaryView,
     EffectView,
@@ -236,14 +236,16 @@ def _replay(uow: UnitOfWork, engine: EngineRow, asked: ReplayIn) -> Json | None:
             errors = [FieldError(pointer="/replay/hardware", detail=str(error))]
             raise ApiError(422, "invalid_value", str(error), errors=errors) from error
         return {"hardware": asked.hardware}
-    cost_model_id, hardware = asked.cost_model_id, None
+    cost_model_id, hardware, scale = asked.cost_model_id, None, 1.0
     if cost_model_id is None and engine.recommendation_id is not None:
-        cost_model_id = uow.recommendations.get(engine.recommendation_id).cost_model_id
-        hardware = field_of(effects.job_spec(uow, engine) or {}, "hardware")
+        found = uow.recommendations.get(engine.recommendation_id)
+        tuned_for = effects.job_spec(uow, engine) or {}
+        cost_model_id, hardware = found.cost_model_id, field_of(tuned_for, "hardware")
+        scale = foreseen_scale(tuned_for, found.document)
     if cost_model_id is not None:
-        return {"cost_model_id": uow.cost_models.get(cost_model_id).id}
+        return {"cost_model_id": uow.cost_models.get(cost_model_id).id, "step_scale": scale}
     if hardware not in (None, "local"):
-        return {"hardware": hardware}
+        return {"hardware": hardware, "step_scale": scale}
     raise ApiError(
         409,
         "no_step_times",

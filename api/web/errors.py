@@ -10,9 +10,10 @@ from typing import Any, get_type_hints
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import AliasChoices, BaseModel
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from api.schemas.base import names_in
 from engine.server.gate import code_of
 from engine.server.methods import allowed_methods
 from engine.spec.errors import EngineError, PolicyError
@@ -26,6 +27,8 @@ PROBLEM_TYPE = "application/problem+json"
 CURSOR = "/query/cursor"
 BODY = ("body",)
 DOMAIN_ERRORS = (EngineError, PolicyInputError, TunerError, StoreError)
+# Of what is wrong with one request.
+MOST_TOLD = 50
 # ("body", NAME): a field of the body itself.
 TOP_LEVEL = 2
 
@@ -157,10 +160,11 @@ def _on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError), "registered for RequestValidationError only"
-    errors = [_field_error(request, error, found) for found in error.errors()]
+    every = error.errors()
+    errors = [_field_error(request, error, found) for found in every[:MOST_TOLD]]
     is_cursor = {found.pointer for found in errors} == {CURSOR}
     code = "invalid_cursor" if is_cursor else "invalid_request"
-    detail = f"{len(errors)} value(s) are not valid"
+    detail = f"{len(every)} value(s) are not valid"
     return _respond(request, ApiError(422, code, detail, errors=errors))
 
 
@@ -204,9 +208,7 @@ def _known_fields(request: Request) -> list[str]:
     names: list[str] = []
     for kind in get_type_hints(request.scope["endpoint"]).values():
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            for name, field in kind.model_fields.items():
-                alias = field.validation_alias
-                names += map(str, alias.choices) if isinstance(alias, AliasChoices) else [name]
+            names += sorted(names_in(kind))
     return names
 
 

@@ -18,7 +18,12 @@ from store.models import IdempotencyKey
 
 IdempotencyHeader = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", max_length=200, description="Same key and body: same answer"),
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        description="Same key and body: same answer",
+    ),
 ]
 
 

@@ -77,6 +77,8 @@ def test_one_token_outputs_have_no_tpot_and_are_counted() -> None:
     assert report.is_met
     assert report.attainment == 1.0
     assert report.not_applicable == {"p95_tpot_ms": 2, "p95_itl_ms": 2}
+    told = "met (no output has two tokens to judge p95_tpot_ms<=5, p95_itl_ms<=5 by)"
+    assert report.verdict == told
 
 
 def test_an_empty_run_is_not_met_and_has_no_attainment() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.constraint import Op
-from policies.numbers import short, short_bound
+from policies.numbers import share_text, short, short_bound
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,14 @@ from policies.numbers import short, short_bound
 )
 def test_three_digits_and_no_exponent(value: float, text: str) -> None:
     assert short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(2 / 3, "0.6667"), (0.9996, "0.9996"), (0.99996, "0.99996"), (1.0, "1.0000"), (0.0, "0.0000")],
+)
+def test_a_share_that_is_nearly_all_is_not_told_as_all(share: float, text: str) -> None:
+    assert share_text(share) == text
 
 
 @given(st.floats(1e-6, 1e12), st.sampled_from(Op))

@@ -78,6 +78,7 @@ def test_units_may_stand_at_the_name_or_the_number(text: str, same: str) -> None
         ("p95_tfft", "p95_ttft_ms"),
         ("p95_tpto_ms", "p95_tpot_ms"),
         ("p96_ttft_s", "p95_ttft_ms"),
+        ("p99.9_ttft_ms", "p99_ttft_ms"),
         ("attainmnt", "attainment"),
         ("median_itll", "p50_itl_ms"),
     ],
@@ -124,6 +125,8 @@ def test_a_mean_holds_no_single_request() -> None:
         ('{"p99_ttft_ms": [1]}', "'p99_ttft_ms'"),
         ('{"p99_ttft_ms": "<=1", "p99_ttft_ms": "<=2"}', "twice"),
         ("{}", "at least one"),
+        ('{"p95_ttft_ms": ' + "[" * 3000, "not readable as JSON"),
+        ("p95_ttft_ms<=1," * 300, "4500 characters; at most 4096"),
     ],
 )
 def test_an_sla_that_does_not_parse_names_the_part(text: str, part: str) -> None:

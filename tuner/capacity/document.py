@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
-from policies.numbers import short
+from policies.numbers import short, short_beside
 from policies.report import finite
 from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
@@ -158,10 +158,16 @@ def capacity_lines(document: dict[str, Any]) -> list[str]:
         # P counts on slow steps too, so all may meet their bounds beyond the capacity.
         steps = "with steps as fast as foreseen " if document["fidelity"] == "simulated" else ""
         lines.append(
-            f"{word}: {steps}{100 * cliff['attainment']:.1f} % of the requests meet their bounds "
-            f"at the capacity, {100 * cliff['attainment_above']:.1f} % with 10 % more load"
+            f"{word}: {steps}{_percent(cliff['attainment'])} of the requests meet their bounds at "
+            f"the capacity, {_percent(cliff['attainment_above'])} with 10 % more load"
         )
     return lines
+
+
+def _percent(share: float) -> str:
+    """A share in percent; what is nearly all is not told as all of it."""
+    text = f"{100 * share:.1f}"
+    return f"{short_beside(100 * share, 100.0) if share < 1 and text == '100.0' else text} %"
 
 
 def _asked(load: dict[str, Any]) -> str:

@@ -38,6 +38,7 @@ from tuner.capacity.search import (
     reachable,
 )
 from tuner.spec.errors import TunerError
+from tuner.workload.judged import check_judged
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
 
@@ -126,6 +127,7 @@ class LiveSearch:
 
     def __post_init__(self) -> None:
         check_has_rate(self.workload)
+        check_judged(self.workload, self.sla)
         least, greatest = self._limits
         if self._probe_s < LEAST_PROBE_S or least > greatest:
             raise TunerError(

@@ -23,6 +23,7 @@ from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
 from tuner.capacity.probe import Asked, Probe, probe
 from tuner.spec.errors import TunerError
+from tuner.workload.judged import check_judged
 from tuner.workload.workload import FloatArray, Workload
 
 # Rates around the crossing of the first draw at which all draws are probed.
@@ -99,10 +100,12 @@ def find_capacity(
     ``start`` is the factor to look at first: a good guess saves looks.
 
     Raises:
-        TunerError: a workload of one request, or whose requests all come at once, has no rate.
+        TunerError: a workload of one request, or whose requests all come at once, has no rate; or
+            a bound of the SLA says nothing of it.
         CapacityStopped: Ctrl-C, when some load was looked at; before that KeyboardInterrupt.
     """
     check_has_rate(asked.workload)
+    check_judged(asked.workload, asked.sla)
     seen: dict[tuple[float, int], Probe] = {}
     try:
         return _search(asked, seen, num_draws, start, on_probe)

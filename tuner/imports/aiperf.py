@@ -29,6 +29,7 @@ NO_ITL = "itl_ms: its chunks may hold several tokens, whose gaps are not known"
 
 class _Value(msgspec.Struct):
     value: float | list[float]
+    unit: str | None = None
 
     @property
     def number(self) -> float | None:
@@ -49,6 +50,13 @@ class _Record(msgspec.Struct):
     def number(self, name: str) -> float | None:
         found = self.metrics.get(name)
         return None if found is None else found.number
+
+    def find_ms(self, name: str) -> _Value | None:
+        """Raises msgspec.ValidationError for a unit other than ms."""
+        found = self.metrics.get(name)
+        if found is not None:
+            _require_ms(name, found.unit)
+        return found
 
 
 class _Summary(msgspec.Struct):
@@ -85,10 +93,10 @@ def read_records(documents: Sequence[Any]) -> ImportedRun:
     timings, has_chunks = [], False
     for record in records:
         sent_s = (record.metadata.request_start_ns - begin_ns) / 1e9
-        ttft_ms = record.number("time_to_first_token")
-        latency_ms = record.number("request_latency")
+        ttft, latency = (record.find_ms(n) for n in ("time_to_first_token", "request_latency"))
+        ttft_ms, latency_ms = (None if v is None else v.number for v in (ttft, latency))
         outputs = int(record.number("output_sequence_length") or 0)
-        gaps = record.metrics.get("inter_chunk_latency")
+        gaps = record.find_ms("inter_chunk_latency")
         gaps_ms = gaps.value if gaps is not None and isinstance(gaps.value, list) else []
         is_ok = record.error is None and not record.metadata.was_cancelled
         has_chunks |= is_ok and len(gaps_ms) != max(0, outputs - 1)
@@ -127,8 +135,7 @@ def read_summary(document: dict[str, Any]) -> ImportedRun:
     summary: dict[str, Any] = {}
     for theirs, ours in SUMMARY.items():
         if (found := find(theirs)) is not None:
-            if found.unit not in ("ms", None):
-                raise msgspec.ValidationError(f"{theirs} is in {found.unit}, ms is known")
+            _require_ms(theirs, found.unit)
             summary[ours] = {"mean": found.avg} | {p: getattr(found, p) for p in PERCENTILES}
     for theirs, ours in THROUGHPUTS.items():
         if (found := find(theirs)) is not None:
@@ -144,3 +151,8 @@ def read_summary(document: dict[str, Any]) -> ImportedRun:
         summary=summary,
         left_out=(NO_ITL,),
     )
+
+
+def _require_ms(name: str, unit: str | None) -> None:
+    if unit not in ("ms", None):
+        raise msgspec.ValidationError(f"{name} is in {unit}, ms is known")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ def read_runs(path: Path) -> list[ImportedRun]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ImportFileError(f"{path}: larger than {MOST_BYTES >> 20} MiB")
-        text = path.read_bytes()
+        text = _as_utf8(path.read_bytes())
     except OSError as error:
         raise ImportFileError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ImportFileError(f"{path}: no text ({error.reason})") from error
     documents = _documents(path, text)
     try:
         runs = _runs(documents)
@@ -35,6 +38,12 @@ def read_runs(path: Path) -> list[ImportedRun]:
     if runs is None:
         raise ImportFileError(f"{path}: no result file of a tool known here ({KNOWN})")
     return runs
+
+
+def _as_utf8(text: bytes) -> bytes:
+    """Without the mark at its beginning, and not in UTF-16: as a shell of Windows redirects."""
+    encoding = json.detect_encoding(text[:4])
+    return text if encoding == "utf-8" else text.decode(encoding).encode()
 
 
 def _documents(path: Path, text: bytes) -> list[Any]:

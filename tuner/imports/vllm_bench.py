@@ -47,7 +47,8 @@ def read_result(document: dict[str, Any]) -> ImportedRun:
     """
     result = msgspec.convert(document, _Result)
     name = f"{result.model_id or 'model'}, request rate {result.request_rate or 'not told'}"
-    if result.start_times and result.ttfts and result.output_lens and result.input_lens:
+    has_times = any(result.start_times or ())
+    if has_times and result.ttfts and result.output_lens and result.input_lens:
         return _per_request(result, name)
     summary: dict[str, Any] = {}
     for ours, theirs in NAMES.items():
@@ -76,10 +77,11 @@ def _per_request(result: _Result, name: str) -> ImportedRun:
     if any(len(column) != every for column in (ttfts_s, inputs, outputs, itls_s, errors)):
         raise msgspec.ValidationError("lists of requests of different lengths")
     rows = zip(starts_s, ttfts_s, inputs, outputs, itls_s, errors, strict=True)
-    begin_s = min(starts_s)
+    # What ended before it was sent has none, which is 0.
+    begin_s = min(start_s for start_s in starts_s if start_s)
     timings, has_chunks = [], False
     for start_s, ttft_s, prompt_tokens, output_tokens, gaps_s, error in rows:
-        sent_s = start_s - begin_s
+        sent_s = (start_s or begin_s) - begin_s
         has_chunks |= not error and len(gaps_s) != max(0, output_tokens - 1)
         timings.append(
             timing(

@@ -66,7 +66,7 @@ def run_load(
     Raises:
         LoadError: a timeout or vocabulary that cannot be.
     """
-    if timeout_s <= 0 or vocab_size < 1:
+    if not timeout_s > 0 or vocab_size < 1:
         raise LoadError(f"timeout_s={timeout_s}, vocab_size={vocab_size}: both must be above 0")
     driver = _Driver(
         workload,

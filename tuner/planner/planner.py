@@ -38,6 +38,7 @@ from tuner.planner.seen import Seen
 from tuner.search.design import rank_point
 from tuner.spec.errors import TunerError
 from tuner.spec.space import PrunedPlan, build_space
+from tuner.workload.judged import check_judged
 from tuner.workload.workload import Workload
 
 # After this many rounds of finding winners' intervals, the choice is among points that have one.
@@ -141,9 +142,11 @@ def make_plan(
     ``goal`` (fewest devices).
 
     Raises:
-        TunerError: no plan can run the model there, with the reasons of the first ones.
+        TunerError: no plan can run the model there, with the reasons of the first ones; or a bound
+            of the SLA says nothing of this workload.
         PlanningStopped: Ctrl-C, when some plan was judged; before that KeyboardInterrupt.
     """
+    check_judged(workload, sla)
     goal = goal or Goal()
     with Workers(jobs) as workers:
         question = Question(

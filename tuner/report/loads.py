@@ -18,6 +18,8 @@ def capacity_sections(document: dict[str, Any]) -> Iterator[Section]:
     """All of a capacity."""
     yield Section(name="answer", heading="Answer", lines=tuple(capacity_lines(document)))
     rates = document["rates"]
+    if not rates:  # nothing came to its end
+        return
     word = "concurrency" if rates[0]["concurrency"] is not None else "rate_rps"
     keys = list(dict.fromkeys(key for rate in rates for key in rate["metrics"]))
     rows = tuple(

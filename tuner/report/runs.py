@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from policies.constraint import Metric
+from policies.numbers import short_beside
 from policies.report import LATENCIES
 from policies.sla import Sla
 from tuner.pictures.picture import Axis, Colour, Line, Panel, axis_over, bounds_on
@@ -60,8 +61,12 @@ def _verdict(sla: dict[str, Any] | None) -> Iterator[str]:
         return
     yield f"SLA {sla['sla']} {'met' if sla['is_met'] else 'missed'}"
     for missed in sla["violations"]:
-        actual = "infinite" if missed["actual"] is None else f"{missed['actual']:.3g}"
-        yield f"{missed['constraint']}: {actual}"
+        (constraint,) = Sla.parse(missed["constraint"]).constraints
+        actual = missed["actual"]
+        told = "nothing observed, or too many requests failed"
+        if actual is not None:  # 500.4 is no 500 where that is the bound
+            told = short_beside(actual, constraint.bound)
+        yield f"{constraint}: {told}"
 
 
 def _over_time(timeline: dict[str, Any], sla: Sla | None) -> Section:

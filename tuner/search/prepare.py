@@ -34,6 +34,7 @@ from tuner.spec.errors import TunerError
 from tuner.spec.space import ORDERS, STEP_MS, Space, build_space
 from tuner.step_model.model import StepModel
 from tuner.step_model.quality import Quality
+from tuner.workload.judged import check_judged
 from tuner.workload.parse import parse_workload
 from tuner.workload.slices import at_rate, head
 from tuner.workload.workload import Workload
@@ -114,6 +115,7 @@ def _read(spec: TuningSpec) -> tuple[Workload, Node | None, ModelConfig]:
         TunerError, EngineError: what is at fault.
     """
     workload = parse_workload(spec.workload, seed=spec.seed)
+    check_judged(workload, spec.parsed_sla)
     if spec.capacity_table:
         check_has_table(workload)
     node = None if spec.is_local else spec.node()

@@ -6,6 +6,7 @@ recommendation says.
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from shutil import which
@@ -31,6 +32,10 @@ TAKES_MODEL = "serve"
 MODEL_FLAGS = {System.VLLM: "--model", System.SGLANG: "--model-path"}
 # Caps of vLLM's API server on CPU, per rank; on devices they are in its profile.
 CPU_CAPS = Caps(max_num_seqs=128, max_num_batched_tokens=2048)
+# How a server is given the key that it asks of its clients: trials need it, too. As a flag it would
+# stand in reports, and in the list of processes.
+KEY_FLAG = "--api-key"
+KEY_VARIABLES = {System.VLLM: "VLLM_API_KEY"}
 # Flags that an operator's own command must leave to us, because trials differ in them.
 OURS = (
     "--port", "--tensor-parallel-size", "-tp", "--tp-size", "--pipeline-parallel-size", "-pp",
@@ -77,6 +82,18 @@ class ServerCommand:
                 raise TunerError(
                     f"--engine-command has {name}, which trials choose; leave it out there"
                 )
+            if name == KEY_FLAG:
+                variable = KEY_VARIABLES.get(self.system)
+                way_out = "leave it out" if variable is None else f"give the key by {variable}"
+                raise TunerError(
+                    f"--engine-command has {name}, which reports would show; {way_out}"
+                )
+
+    @property
+    def api_key(self) -> str | None:
+        """The key that the server will ask for; None: it takes what comes."""
+        variable = KEY_VARIABLES.get(self.system)
+        return None if variable is None else os.environ.get(variable) or None
 
     @property
     def _prefix_words(self) -> list[str]:

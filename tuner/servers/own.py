@@ -26,6 +26,11 @@ class OwnCommand:
     def system(self) -> System:
         return System.GEARSHIFT
 
+    @property
+    def api_key(self) -> str | None:
+        """None: it inherits no key of ours."""
+        return None
+
     def words(self, settings: Settings, *, port: int) -> list[str]:
         """The command on the loopback interface.
 

@@ -31,6 +31,11 @@ class Command(Protocol):
         """Whose server it is."""
         ...
 
+    @property
+    def api_key(self) -> str | None:
+        """The key that the server asks of its clients; None: none."""
+        ...
+
     def words(self, settings: Settings, *, port: int) -> list[str]:
         """The command that serves ``settings`` on ``port``."""
         ...
@@ -111,9 +116,9 @@ class ServerTarget:
         if (reason := self._command.why_not(settings)) is not None:
             raise ServerError(reason)
         running = self._running_with(settings, should_stop)
-        process = running.process
+        process, key = running.process, self._command.api_key
         try:
-            served = get_served_model(running.url)
+            served = get_served_model(running.url, api_key=key)
         except LoadError as error:
             process.check()
             raise ServerError(str(error)) from error
@@ -122,7 +127,7 @@ class ServerTarget:
             part: Workload, seed: int, on_ended: Callable[[RequestTiming], None] = lambda _: None
         ) -> Measurement:
             # A target for each load: requests are numbered from 0.
-            with HttpTarget(running.url, served.name) as target:
+            with HttpTarget(running.url, served.name, api_key=key) as target:
                 found = run_load(
                     part,
                     target,
@@ -138,9 +143,9 @@ class ServerTarget:
 
         # Prompts that no other run has: the server may stay, and would find them in its cache.
         load(warm_up(workload), unseen_seed())
-        before, _ = read_samples(running.url)
+        before, _ = read_samples(running.url, api_key=key)
         measurement = load(workload, seed, on_ended)
-        after, cache = read_samples(running.url)
+        after, cache = read_samples(running.url, api_key=key)
         self._told = {
             "command": shlex.join(process.words),
             "start_s": running.start_s,

@@ -127,6 +127,10 @@ def _process(spec: WorkloadSpec, seed: int) -> Workload:
     lasting = _lasting_s(spec)
     rng = np.random.default_rng([seed, 0xA771])
     times = _times(spec.kind, spec.words, lasting, rng)
+    if not times.size:
+        raise WorkloadError(
+            f"workload {spec.text!r}: nothing arrives within {lasting:g} s; take more seconds="
+        )
     if spec.kind == AZURE_LIKE:
         shape = synthetic.AzureLikeShape()
         inputs = synthetic.quantile_lengths(rng, shape.levels, shape.inputs, times.size)
@@ -158,6 +162,11 @@ def _lasting_s(spec: WorkloadSpec) -> float:
                 f"last {seconds:.3g} s; at most {WORD_BOUNDS['seconds'].high:g}"
             )
     lasting = words.get("start", 0.0) + seconds
+    if words.get("at", 0.0) >= lasting:
+        raise WorkloadError(
+            f"workload {spec.text!r}: at={words['at']:g} is not before its end after {lasting:g} "
+            "s, so the rate would never change; take more seconds="
+        )
     rates = [words[word] for word in ("rate", "to", "peak") if word in words]
     check_drawn(spec.text, max(rates, default=synthetic.AzureLikeShape.mean_rps) * lasting)
     if spec.kind == "burst":
@@ -204,8 +213,13 @@ def _times(
             shape = synthetic.AzureLikeShape()
             return synthetic.azure_like_times(rng, shape, seconds=seconds)
         case "poisson" | "gamma":
-            cv = words.get("cv", 1.0)
-            return synthetic.gamma_times(rng, rate_rps=words["rate"], cv=cv, seconds=seconds)
+            return synthetic.gamma_times(
+                rng,
+                rate_rps=words["rate"],
+                cv=words.get("cv", 1.0),
+                seconds=seconds,
+                is_under_way=not _lasts_as_needed(kind, words),
+            )
         case "step":
             at, low, high = min(words["at"], seconds), words["rate"], words["to"]
             parts = [

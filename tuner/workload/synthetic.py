@@ -27,14 +27,26 @@ class RateSegment:
 
 
 def gamma_times(
-    rng: np.random.Generator, *, rate_rps: float, cv: float, seconds: float
+    rng: np.random.Generator,
+    *,
+    rate_rps: float,
+    cv: float,
+    seconds: float,
+    is_under_way: bool = True,
 ) -> FloatArray:
-    """A renewal process with gamma gaps; cv = 1 is the Poisson process."""
+    """A renewal process with gamma gaps; cv = 1 is the Poisson process.
+
+    ``is_under_way``: it has long begun, so what is left of a gap comes first. After a whole gap a
+    window would hold (cv^2 - 1) / 2 arrivals more than its rate says (Smith, 1954).
+    """
     shape = 1 / cv**2
     block = max(64, int(rate_rps * seconds * 1.2))
     times = np.empty(0)
     while not times.size or times[-1] < seconds:
         gaps = rng.gamma(shape, cv**2 / rate_rps, size=block)
+        if is_under_way and cv != 1 and not times.size:
+            # Time falls into long gaps more often, and anywhere in them.
+            gaps[0] = rng.random() * rng.gamma(shape + 1, cv**2 / rate_rps)
         start = times[-1] if times.size else 0.0
         times = np.concatenate([times, start + np.cumsum(gaps)])
     return times[times < seconds]

@@ -18,6 +18,8 @@ from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_TRACE_BYTES
 
 # What a format is recognised by, and what is read of a trace that is only checked.
 HEAD_BYTES = 64 * 1024
+# A prompt of ten million tokens has 20,000 ids of blocks.
+LONGEST_LINE_BYTES = 4 * 2**20
 PIECE_BYTES = 2**20
 # Times of epochs fit, in seconds and in milliseconds.
 MAX_TIME = 1e14
@@ -56,14 +58,18 @@ class TraceFile:
             raise TraceError(f"{path}: cannot be read ({error.strerror or error})") from error
         if is_other:
             raise TraceError(f"{path}: is no regular file")
-        return cls(path=path, raw=_read(path, HEAD_BYTES + 1)).head
+        raw = _read(path, HEAD_BYTES + 1)
+        if len(raw) > HEAD_BYTES and b"\n" not in raw:
+            raw = _read(path, LONGEST_LINE_BYTES)
+        return cls(path=path, raw=raw).head
 
     @property
     def head(self) -> TraceFile:
-        """Its first whole lines, all of a small file."""
+        """Its first whole lines, at least one; all of a small file."""
         if len(self.raw) <= HEAD_BYTES:
             return self
-        return TraceFile(path=self.path, raw=self.raw[: self.raw.rfind(b"\n", 0, HEAD_BYTES) + 1])
+        end = self.raw.rfind(b"\n", 0, HEAD_BYTES) + 1 or self.raw.find(b"\n") + 1
+        return TraceFile(path=self.path, raw=self.raw[: end or len(self.raw)])
 
     @property
     def sha256(self) -> str:
@@ -113,6 +119,8 @@ class TraceFile:
                             f"{where}: column {missing[0]!r} is missing; needed are "
                             f"{', '.join(needed)}"
                         )
+                    if twice := [name for name in needed if header.count(name) > 1]:
+                        raise TraceError(f"{where}: column {twice[0]!r} stands there twice")
                     continue
                 if len(fields) > len(header):
                     raise TraceError(f"{where}: {len(fields)} fields, the header has {len(header)}")

@@ -36,6 +36,8 @@ def question(candidate: Settings, **changes: Any) -> Json:
         "model": model_to_json(load_model("llama-3.1-8b")),
         "inventory": inventory.to_json(),
         "hardware": "h100",
+        "step_scale": 1.0,
+        "model_name": None,
         "dtype": None,
         "backend": None,
         "cost_model": None,
@@ -65,3 +67,16 @@ def test_an_engine_that_is_paced_in_fp8_is_simulated_in_fp8() -> None:
         replayed(question(CONTROL, **of_70b))
     verdict = replayed(question(CONTROL, **of_70b, dtype="fp8", backend="vllm"))
     assert verdict["requests"] == 900
+
+
+def test_of_a_model_whose_name_says_fp8_steps_are_those_of_fp8() -> None:
+    name = "meta-llama/Llama-3.1-70B-Instruct-FP8"
+    of_70b = {"model": model_to_json(load_model(name)), "hardware": "h200", "model_name": name}
+    assert replayed(question(CONTROL, **of_70b, backend="vllm"))["requests"] == 900
+
+
+def test_steps_that_take_longer_than_their_model_says_do_so_in_a_replay() -> None:
+    bounds = {"sla": "p95_ttft_ms<=500,p95_tpot_ms<=12"}
+    told, seen = (replayed(question(CONTROL, **bounds, step_scale=s)) for s in (1.0, 2.0))
+    assert told["control_attainment"] > 0.9
+    assert seen["control_attainment"] < 0.5

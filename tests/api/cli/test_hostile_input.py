@@ -200,6 +200,16 @@ def test_an_sla_that_bounds_nothing_is_one_line(run: Run, place: Place, sla: str
         refused(run(path, *place.words(path), "--sla", sla), about=(path, sla))
 
 
+def test_a_bound_that_says_nothing_of_the_load_is_one_line(run: Run, place: Place) -> None:
+    """Of one-token outputs nothing can be judged by TPOT: it would never be met."""
+    load = "poisson:rate=2,input=8,output=1,requests=4"
+    bounds = ("--sla", "p95_ttft_ms<=500,p95_tpot_ms<=50")
+    for path in ("plan", "capacity", "tune"):
+        words = (path, *place.words(path), "--workload", load, *bounds)
+        line = refused(run(*words), about=path)
+        assert f"p95_tpot_ms<=50: no output of workload '{load}' has the two tokens" in line
+
+
 @pytest.mark.parametrize("option", ["--out", "--samples", "--plot"])
 @pytest.mark.parametrize("file", ["/proc/nope.svg", "/proc/nope/x.svg", "FOLDER", "n" * 300])
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -112,6 +113,20 @@ def test_an_error_of_ours_is_not_dressed_up_as_a_mistake_of_the_user() -> None:
 def test_json_answers_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"text": "a\nb"})
     assert capsys.readouterr().out == '{"text": "a\\nb"}\n'
+
+
+def test_json_answers_are_json_in_the_letters_of_any_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What Python writes for a letter that a terminal has not is no JSON: ``\\xe9``."""
+    value = {"text": "caf\u00e9 \U0001f600 \u4e2d"}
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        raw = io.BytesIO()
+        stream = io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace")
+        monkeypatch.setattr("sys.stdout", stream)
+        print_json(value)
+        stream.flush()
+        assert json.loads(raw.getvalue()) == value, encoding
 
 
 def test_structured_logs_go_to_stderr_even_after_a_redirection(

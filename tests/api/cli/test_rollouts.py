@@ -54,5 +54,7 @@ def test_a_rollout_is_started_listed_shown_and_cancelled_over_http(
         assert "cancelled by hand" in run("cancel", rollout["id"]).stdout
         followed = run("show", rollout["id"], "--json")
         assert json.loads(followed.stdout)["code"] == "cancelled"
+        wipe = run(*begin, "--skip-replay", "--reason", "calm\x1b[1A\x1b[2K")
+        assert "calm\\x1b[1A" in wipe.stdout, "a reason steers no terminal that shows it"
         wrong = run("start", "{caps}", "--engine", engine_id)
         assert (wrong.exit_code, "neither a recommendation's id" in wrong.stderr) == (2, True)

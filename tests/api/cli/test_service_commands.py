@@ -178,6 +178,9 @@ def test_engines_are_listed_and_shown_whoever_reports_them(
     assert "runs sp=2,shift" in operator.reads("engines", "show", "chat")
     unknown = operator.types("engines", "forecast", "chat")
     assert (unknown.exit_code, "409" in unknown.stderr) == (2, True)
+    with Client(operator.url, ADMIN) as client:  # a name that begins as ids do
+        named = client.send(act("/v1/engines", RegisteredView, engine_body("eng_7"))).id
+    assert operator.told("engines", "show", "eng_7")["id"] == named
 
 
 def test_a_decision_says_what_was_seen_and_what_was_not_done(

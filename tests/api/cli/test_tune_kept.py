@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from api.cli.local_database import open_database
+from api.jobs.kept import Keeper
 from api.services.audit import service_caller
 from api.services.job_moves import COMMAND_LINE
 from api.services.jobs import cancel
@@ -159,6 +161,43 @@ def test_a_finished_job_is_kept_with_its_answer_and_cannot_be_resumed(
     assert again.exit_code == 2
     assert "is succeeded: there is nothing to resume" in again.stderr
     assert "unfinished tuning job last does not exist" in run("tune", "--resume", "last").stderr
+
+
+def test_a_job_that_another_command_works_on_is_not_gone_on_with_beside_it(
+    run: Run, data_dir: Path
+) -> None:
+    """Both would run the same trials, and the second answer would be kept over the first."""
+    job_id = json.loads(run("tune", *JOB, "--trials", 1, "--json").stdout)["job"]
+    database = Database(f"sqlite:///{data_dir / 'gearshift.db'}")
+    with database.begin() as uow:
+        uow.jobs.get(job_id).state = JobState.RUNNING
+        uow.session.delete(uow.recommendations.find_for_job(job_id))
+    elsewhere = Keeper(database, job_id)
+    for word in (job_id, "last"):
+        refused = run("tune", "--resume", word)
+        assert (refused.exit_code, refused.stdout) == (2, ""), refused.output
+        assert f"{job_id} is worked on by another command now" in refused.stderr
+    elsewhere.close()
+    assert run("tune", "--resume", "last", "--json").exit_code == 0
+    assert not list(data_dir.glob("*.lock")), "nothing of it is left behind"
+    database.close()
+
+
+def test_a_job_that_is_removed_elsewhere_ends_and_takes_nothing_with_it() -> None:
+    """What its command found meanwhile is told all the same."""
+    database = open_database()
+    with database.begin() as uow:
+        job_id = uow.jobs.add(spec={}, num_trials=9, created_by=COMMAND_LINE).id
+    keeper = Keeper(database, job_id)
+    with database.begin() as uow:
+        uow.jobs.delete(uow.jobs.get(job_id))
+    keeper.keep({"number": 0})
+    keeper.tell("spent", {"device_seconds": 1.0})
+    keeper.fail("the server died")
+    assert keeper.is_cancelled()
+    assert keeper.resume_command is None
+    keeper.close()
+    database.close()
 
 
 def test_options_beside_resume_that_would_be_in_vain_are_refused(run: Run) -> None:

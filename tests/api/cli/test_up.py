@@ -17,6 +17,7 @@ import httpx
 import pytest
 from typer.testing import Result
 
+from api.cli.up import Wanted
 from api.clients.client import Client
 from engine.spec.settings import Settings
 from tests.api.cli.conftest import Run
@@ -35,6 +36,15 @@ def test_what_cannot_be_used_is_told_before_anything_starts(run: Run, tiny_dir: 
         assert done.exit_code == 2, done.output
         assert word in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_a_trace_named_like_its_format_is_looked_for_where_it_is(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "csv").write_text("arrival_s,input_tokens,output_tokens\n0,8,4\n1,8,4\n")
+    wanted = Wanted(model=tiny_dir, sla="p95_ttft_ms<=500", workload="csv:csv,scale=2")
+    assert wanted.check() == f"csv:{tmp_path}/csv,scale=2"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,22 @@ def test_a_sample_is_the_same_every_time(run: Run, tmp_path: Path) -> None:
     first, second = (file.read_text() for file in files)
     assert first == second
     assert first.startswith("arrival_s,input_tokens,output_tokens")
+
+
+def test_a_sample_holds_the_letters_of_its_trace_whatever_the_terminal_has(
+    run: Run, tmp_path: Path
+) -> None:
+    trace, out = tmp_path / "trace.csv", tmp_path / "out.csv"
+    trace.write_text(
+        "arrival_s,input_tokens,output_tokens,prefix_id\n0.0,9,3,größe\n", encoding="utf-8"
+    )
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        done = run("workload", "sample", f"csv:{trace}", "--out", out)
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert (done.exit_code, out.read_bytes()) == (0, trace.read_bytes()), done.output
 
 
 def test_a_workload_is_told_in_words(run: Run) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from starlette.testclient import TestClient
 from api.clients.calls import act
 from api.clients.client import AsyncClient, Client, ClientError, Retries
 from api.clients.operations import Operations
+from api.schemas.examples.tuning import JOB
 from api.schemas.serving import PolicyView, RegisteredView
 from api.services import jobs
 from api.web.settings import ServiceSettings
@@ -239,12 +242,8 @@ class _Refuses(BaseHTTPRequestHandler):
 
 
 def test_what_is_safe_is_sent_again_under_one_key_and_what_is_not_is_not() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Refuses)
-    server.seen = []
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with served_by(_Refuses) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
         with Client(url, "key", retries=Retries(times=2)) as client:
             with pytest.raises(ClientError, match="404"):
                 client.get_engine("e")
@@ -252,15 +251,56 @@ def test_what_is_safe_is_sent_again_under_one_key_and_what_is_not_is_not() -> No
                 client.create_tuning_job({})
             with pytest.raises(ClientError, match="503"):
                 client.apply_recommendation("r", "e")
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
     paths = [path for path, _ in server.seen]
     keys = {key for _, key in server.seen if key is not None}
     assert (paths.count("/v1/engines/e"), paths.count("/v1/tuning-jobs")) == (3, 3)
     assert paths.count("/v1/recommendations/r:apply") == 1
     assert len(keys) == 1
+
+
+class _Restarting(_Refuses):
+    """A proxy whose service is away for the first two questions about a job, then has ended it."""
+
+    def do_GET(self) -> None:
+        seen: list[tuple[str, str | None]] = self.server.seen
+        seen.append((self.path, None))
+        if len(seen) <= 2:
+            self.send_error(502)
+        elif self.path.endswith("/events"):
+            self._tell(b'id: 1\nevent: state\ndata: {"state": "succeeded"}\n\n')
+        else:
+            self._tell(json.dumps(JOB).encode())
+
+    def _tell(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_job_is_followed_over_an_outage_that_a_proxy_tells_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("api.clients.client.RECONNECT_S", 0.01)
+    with served_by(_Restarting) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        with Client(url, "key", retries=Retries(times=0)) as client:
+            events = list(client.follow_tuning_job("job_1"))
+    assert [event.data["state"] for event in events] == ["succeeded"]
+
+
+@contextmanager
+def served_by(handler: type[BaseHTTPRequestHandler]) -> Iterator[Any]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.seen = []
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _register(remote: Client) -> str:

@@ -106,6 +106,9 @@ class CountingBackend:
     def devices_needed(self, spec: Json) -> int:
         return int(spec["options"].get("devices", 0))
 
+    def first_device(self, spec: Json) -> int:
+        return int(spec["options"].get("first", 0))
+
     def without_devices(self, spec: Json) -> Json:
         return {**spec, "options": {**spec["options"], "devices": 0}}
 

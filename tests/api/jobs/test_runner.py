@@ -248,6 +248,18 @@ def test_a_live_job_leases_its_devices_until_it_ends(
     assert _leased(database, settings) == {}
 
 
+def test_a_job_that_names_a_device_leases_from_there_on(
+    runner: JobRunner, database: Database, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path, devices=2, first=2)
+    runner.begin(job_id)
+    assert _leased(database, settings) == dict.fromkeys((2, 3), f"job:{job_id}")
+    beyond = _job(database, tmp_path, devices=1, first=4, on_busy="wait")
+    assert runner.begin(beyond) is JobStep.STOP
+    reason = "there is no device 4: this machine has 4, from 0 on"
+    assert _state(database, beyond) == (JobState.FAILED, reason)
+
+
 def test_a_trial_that_takes_longer_than_a_lease_keeps_its_devices(
     runner: JobRunner,
     database: Database,

@@ -6,12 +6,16 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from typing import cast
 
 import pytest
 
-from api.jobs.tuner_backend import VISIBLE_DEVICES, only_visible
+from api.documents.places import Places
+from api.jobs.kept_traces import KeptTraces
+from api.jobs.tuner_backend import VISIBLE_DEVICES, TunerBackend, only_visible
 from api.web.settings import num_visible
 from engine.wire.child import inherited_environment
+from tests.api.documents.test_tuning_spec import JOB
 
 SHOW = f"import os; print(os.environ.get({VISIBLE_DEVICES!r}))"
 
@@ -53,6 +57,13 @@ def test_of_two_jobs_at_once_each_sees_its_own(monkeypatch: pytest.MonkeyPatch) 
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(run, [(0, 1), (2, 3)])) == [["0,1"] * 3, ["2,3"] * 3]
+
+
+@pytest.mark.parametrize(("device", "first"), [("cuda:4", 4), ("cuda", 0), ("cpu", 0)])
+def test_a_job_wants_devices_from_the_one_that_it_names_on(device: str, first: int) -> None:
+    spec = {**JOB, "hardware": "local", "options": {"device": device}}
+    backend = TunerBackend(cast("Places", None), cast("KeptTraces", None))
+    assert backend.first_device(spec) == first
 
 
 @pytest.mark.parametrize(("shown", "count"), [(None, 8), ("4,5", 2), ("", 0)])

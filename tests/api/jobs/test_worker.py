@@ -122,6 +122,28 @@ def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
+def test_a_job_that_a_backup_brought_back_is_finished_again(
+    database: Database, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    """The workflow engine's own tables may be newer: there it has ended already."""
+    job_id = _job(database, tmp_path)
+    with _worker(database, settings):
+        wait_until(lambda: _state(database, job_id).is_final, 60)
+    with database.begin() as uow:
+        job = uow.jobs.get(job_id)
+        job.state, job.report, job.finished_at = JobState.RUNNING, None, None
+        recommended = uow.recommendations.find_for_job(job_id)
+        for row in (recommended, *(uow.trials.find(job_id, number) for number in (2, 3))):
+            uow.session.delete(row)
+    with _worker(database, settings):
+        wait_until(lambda: _state(database, job_id).is_final, 60)
+    assert _state(database, job_id) is JobState.SUCCEEDED
+    assert _done(database, job_id) == [0, 1, 2, 3]
+    assert _runs(tmp_path) == [0, 1, 2, 3, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_a_worker_killed_twice_in_thirty_trials_makes_and_tells_of_each_once(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:

@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from api.schemas.access import ApiKeyCreate
+from api.schemas.examples.tuning import JOB_BODY as TUNING_BODY
+from api.schemas.rollouts import RolloutCreate
+from api.schemas.serving import Acknowledge, EngineRegister, HeartbeatIn
+from api.schemas.tuning import TuningJobCreate
 from api.web.settings import ServiceSettings
 from store import Database
 from tests.api.conftest import ADMIN
@@ -221,6 +227,35 @@ def test_a_cursor_of_another_lists_kind_is_refused(client: TestClient, job_body:
             assert client.get(path, params={"cursor": right}).status_code == 200, path
             for cursor in wrong:
                 assert client.get(path, params={"cursor": cursor}).status_code == 422, path
+
+
+MANY = 20_000
+UNKNOWN = {f"x{n}": n for n in range(MANY)}
+BEAT = heartbeat_body(arrived=1, policy=POLICY)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (TuningJobCreate, {**TUNING_BODY, **UNKNOWN}),
+        (ApiKeyCreate, {"name": "k", "scopes": ["x"] * MANY, **UNKNOWN}),
+        (EngineRegister, {**engine_body(), "capabilities": [5] * MANY}),
+        (EngineRegister, {**engine_body(), "devices": ["x"] * MANY}),
+        (HeartbeatIn, {**BEAT, "requests": [5] * MANY, "steps": [5] * MANY}),
+        (HeartbeatIn, {**BEAT, "requests": [{**REQUEST, **UNKNOWN}]}),
+        (HeartbeatIn, {**BEAT, "requests": [{**REQUEST, "token_ms": ["x"] * MANY}]}),
+        (HeartbeatIn, {**BEAT, "steps": [{**STEP, **UNKNOWN}]}),
+        (Acknowledge, {"result": "applied", "policy": POLICY, "changes": UNKNOWN}),
+        (RolloutCreate, {"engine_id": "e", "patch": {}, "replay": UNKNOWN, "limits": UNKNOWN}),
+    ],
+)
+def test_a_body_of_which_all_is_wrong_is_told_of_in_a_few_words(
+    kind: type[BaseModel], body: Json
+) -> None:
+    """Of each item that was wrong an object was made, a kilobyte for two bytes that came."""
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() <= 20
 
 
 @ON_BOTH

@@ -87,6 +87,18 @@ def test_what_cannot_be_rolled_out_is_refused_with_the_reason(world: World) -> N
     assert world.client.get("/v1/rollouts").json() == []
 
 
+def test_steps_are_replayed_as_slow_as_the_recommendation_in_force_took_them_to_be(
+    world: World, database: Database
+) -> None:
+    spec = {"model_dir": "llama-3.1-8b", "hardware": "8xh200", "options": {"step_scale": 1.5}}
+    found = add_recommendation(database, **spec)
+    url = f"/v1/recommendations/{found}:apply"
+    assert world.client.post(url, json={"engine_id": world.engine_id}).status_code == 200
+    world.acknowledge()
+    replay = world.start(replay={}).json()["replay"]
+    assert replay == {"hardware": "8xh200", "step_scale": 1.5}
+
+
 def test_while_a_change_is_on_its_way_no_rollout_begins(world: World) -> None:
     assert world.patch({"caps": {"max_num_seqs": 50}}).status_code == 200
     answer = world.start()

@@ -177,6 +177,11 @@ def test_the_same_key_with_another_body_is_422(client: TestClient, job_body: Jso
     assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
 
 
+def test_an_empty_key_is_none_and_would_be_everybodys(client: TestClient, job_body: Json) -> None:
+    assert _create(client, job_body, **{"Idempotency-Key": ""}).status_code == 422
+    assert client.get("/v1/tuning-jobs").json() == []
+
+
 def test_a_refused_request_does_not_use_up_its_key(client: TestClient, job_body: Json) -> None:
     key = {"Idempotency-Key": "k1"}
     assert _create(client, {**job_body, "sla": "nonsense"}, **key).status_code == 422

@@ -174,6 +174,33 @@ def test_an_sla_is_judged_on_requests_and_refused_on_a_summary(tmp_path: Path) -
         read_runs(path)[0].to_json(sla)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_that_a_shell_of_windows_has_redirected_is_read(
+    tmp_path: Path, encoding: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(VLLM), encoding=encoding)
+    assert read_runs(path)[0].tool is Tool.VLLM_BENCH
+
+
+def test_a_request_that_never_was_sent_does_not_stretch_the_run(tmp_path: Path) -> None:
+    """Its time is 0, and that of the others the machine's since it was switched on."""
+    path = tmp_path / "a.json"
+    (run,) = read(path, {**DETAILED, "start_times": [100.0, 101.0, 0.0]})
+    assert run["metrics"]["throughput_tokens_per_s"] == pytest.approx(7 / 1.5)
+    assert run["requests"]["errored"] == 1
+    (run,) = read(path, {**DETAILED, "start_times": [0.0, 0.0, 0.0]})
+    assert not run["is_per_request"]
+    assert run["metrics"]["throughput_tokens_per_s"] == 1.75
+
+
+def test_aiperfs_records_in_another_unit_are_refused(tmp_path: Path) -> None:
+    record = aiperf_record(1.0)
+    record["metrics"]["time_to_first_token"] = {"value": 0.1, "unit": "sec"}
+    with pytest.raises(ImportFileError, match="time_to_first_token is in sec, ms is known"):
+        read(tmp_path / "profile_export.jsonl", record)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

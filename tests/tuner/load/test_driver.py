@@ -198,8 +198,9 @@ def test_a_closed_loop_goes_on_after_a_timeout_and_stops_at_its_limit() -> None:
 
 
 def test_impossible_arguments_are_refused() -> None:
-    with pytest.raises(LoadError, match="timeout_s=0"):
-        run_load(steady(1), EchoTarget(), seed=0, timeout_s=0, vocab_size=10)
+    for timeout_s in (0, float("nan")):
+        with pytest.raises(LoadError, match=f"timeout_s={timeout_s}"):
+            run_load(steady(1), EchoTarget(), seed=0, timeout_s=timeout_s, vocab_size=10)
 
 
 def test_a_workload_runs_on_a_paced_engine_and_yields_its_step_times(tmp_path: Path) -> None:

@@ -84,6 +84,20 @@ def test_a_server_is_kept_for_a_repeat_ended_for_others_and_tells_what_it_counte
     assert alive(pids) == []
 
 
+def test_a_server_that_asks_for_a_key_is_told_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM does where VLLM_API_KEY is set, which the server inherits."""
+    monkeypatch.setenv("STAND_IN_KEY", "secret")
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    with ServerTarget(command(), vocab_size=100) as target:
+        assert measure(target, settings()).count(Outcome.COMPLETED) == 12
+        assert "secret" not in str(target.told())
+
+
+def test_a_key_among_the_words_of_a_command_is_refused() -> None:
+    with pytest.raises(TunerError, match="reports would show; give the key by VLLM_API_KEY"):
+        command(f"{PREFIX} --api-key=secret")
+
+
 def test_no_run_finds_in_the_prefix_cache_what_another_one_warmed_the_server_with() -> None:
     with ServerTarget(command(), vocab_size=100) as target:
         for seed in range(3):

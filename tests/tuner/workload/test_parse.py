@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.tuner.workload.test_traces import AZURE, needs_traces
 from tuner.spec.errors import TunerError, WorkloadError
 from tuner.workload.parse import CutKind, Workload, check_workload, parse_workload
+from tuner.workload.synthetic import gamma_times
 from tuner.workload.workload import MOST_BINS, over_time
 
 EVERY_PROCESS = (
@@ -75,6 +76,16 @@ def test_a_gamma_process_has_the_cv_it_was_asked_for() -> None:
     facts = parse("gamma:rate=20,cv=3,input=5,output=5,seconds=1000").describe()
     assert facts["rate_rps"] == pytest.approx(20, rel=0.1)
     assert facts["gap_cv"] == pytest.approx(3, rel=0.1)
+
+
+@pytest.mark.parametrize("cv", [0.1, 5.0])
+def test_a_window_of_a_gamma_process_holds_as_many_requests_as_its_rate_says(cv: float) -> None:
+    """Begun with a whole gap it holds a fifth more at this cv, and at 10 nearly twice as many."""
+    draws = (
+        gamma_times(np.random.default_rng(seed), rate_rps=1, cv=cv, seconds=60)
+        for seed in range(500)
+    )
+    assert np.mean([len(times) for times in draws]) == pytest.approx(60, rel=0.05)
 
 
 def test_a_step_and_a_ramp_have_their_rates_where_they_should() -> None:
@@ -215,7 +226,7 @@ def test_a_real_trace_is_scaled_and_cut_with_its_facts() -> None:
         ("poisson:rate=4,rate=5,input=5,output=5", "rate= stands twice"),
         ("poisson:rate=4,input=5,output=5,max_input=1.5", "not a whole number"),
         ("poisson:rate=4,input=5,output=5,keep=2", "at most 1"),
-        ("poisson:rate=0.001,input=5,output=5,seconds=1", "no request is left"),
+        ("poisson:rate=0.001,input=5,output=5,seconds=1", "nothing arrives within 1 s"),
         ("poisson:", "rate= is missing"),
         ("closed:concurrency=4,input=5,output=5", "requests= is missing"),
         ("closed:concurrency=4,input=5,output=5,requests=4,start=1", "no meaning"),
@@ -255,6 +266,7 @@ MIX = "input=1,output=1"
         (f"gamma:rate=4,cv=1e300,{MIX}", "cv=1e300 must be"),
         (f"gamma:rate=4,cv=1e-300,{MIX}", "cv=1e-300 must be"),
         (f"step:rate=2,to=3,at=1e308,{MIX}", "at=1e308 must be"),
+        (f"step:rate=2,to=3,at=90,{MIX}", "at=90 is not before its end after 60 s"),
         (f"burst:rate=2,peak=9,on_s=1e-300,off_s=1e-300,{MIX}", "on_s=1e-300 must be"),
         (f"burst:rate=2,peak=9,on_s=1e-5,off_s=1e-5,{MIX}", "bursts; at most 500000"),
         ("azure-like:seconds=1e8", "arrivals; at most 10000000"),

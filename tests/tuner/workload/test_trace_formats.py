@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.tuner.workload.test_traces import AZURE, MOONCAKE, TRACES, needs_trac
 from tuner.spec.errors import TraceError, WorkloadError
 from tuner.workload.parse import CutKind, Workload, check_workload, parse_workload
 from tuner.workload.prompts import PromptMaker
+from tuner.workload.trace_file import HEAD_BYTES
 from tuner.workload.traces import READERS, TraceReader
 
 AZURE_TEXT = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -331,3 +333,16 @@ def test_checking_a_pipe_or_a_folder_does_not_wait_for_it(tmp_path: Path) -> Non
     for path in (tmp_path / "pipe", tmp_path):
         with pytest.raises(TraceError, match="no regular file"):
             check_workload(f"csv:{path}")
+
+
+def test_a_first_row_longer_than_what_a_format_is_recognised_by_is_read_whole(
+    tmp_path: Path,
+) -> None:
+    """A prompt of five million tokens has ten thousand ids of blocks."""
+    ids = list(range(10**6, 10**6 + 10_000))
+    row = {"timestamp": 0, "input_length": 5_120_000, "output_length": 1, "hash_ids": ids}
+    path = tmp_path / "long.jsonl"
+    path.write_text("\n".join(json.dumps(row | {"timestamp": t}) for t in (0, 10)))
+    assert path.stat().st_size > 2 * HEAD_BYTES
+    check_workload(f"auto:{path}")
+    assert len(parse_workload(f"auto:{path}", seed=0)) == 2

@@ -157,6 +157,7 @@ def test_an_unreadable_mooncake_row_names_the_file_and_its_line(
     ("text", "message"),
     [
         ("arrival_s,input_tokens\n0,1\n", "'output_tokens' is missing"),
+        ("arrival_s,input_tokens,output_tokens,input_tokens\n0,1,1,9\n", "stands there twice"),
         ("arrival_s,input_tokens,output_tokens\n", "no rows"),
         ("arrival_s,input_tokens,output_tokens\n0,1,1\nnan,1,1\n", "line 3: arrival_s 'nan'"),
         ("arrival_s,input_tokens,output_tokens\n-1,1,1\n", "line 2: arrival_s '-1'"),

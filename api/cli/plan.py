@@ -87,7 +87,7 @@ def plan(
     from policies.sla import Sla
     from tuner.answers.planned import Planned
     from tuner.capacity.table import check_has_table
-    from tuner.planner.carried import find_table
+    from tuner.planner.capacity_table import find_table
     from tuner.planner.planner import make_plan
 
     constraints = Sla.parse(planned.sla)

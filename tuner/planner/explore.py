@@ -26,7 +26,7 @@ from tuner.planner.bounds import (
     certain_miss,
 )
 from tuner.planner.question import Question
-from tuner.planner.seen import RunKey
+from tuner.planner.run_cache import RunKey
 from tuner.search.design import rank_point, ruled_settings
 from tuner.workload.slices import head
 from tuner.workload.workload import Workload
@@ -218,10 +218,10 @@ def busiest(workload: Workload, num_requests: int) -> Workload:
 def _alone(question: Question, node: Node, options: list[Settings]) -> Tried:
     """The bounds that single requests give for all of the options."""
     key = options[0].plan, tuple(c.key for c in bounded_alone(question.sla))
-    found = question.seen.alone.get(key)
+    found = question.cache.alone.get(key)
     if found is None:
         found = alone_metrics(node, options, question.workload, question.sla, seed=question.seed)
-        question.seen.alone[key] = found
+        question.cache.alone[key] = found
     return Tried(settings=options[0], judged_on=JudgedOn.ALONE, metrics=found)
 
 

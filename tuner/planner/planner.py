@@ -1,6 +1,6 @@
 """Planning for described hardware: every plan judged, the best three chosen, the rest explained.
 
-Plans are explored on their own (``planner_explore``), on several processes at once; the answer
+Plans are explored on their own (:mod:`tuner.planner.explore`), on several processes at once; the answer
 depends on neither their number nor their timing.
 """
 
@@ -34,7 +34,7 @@ from tuner.planner.explore import (
 )
 from tuner.planner.pool import Jobs, Workers
 from tuner.planner.question import AS_TOLD, Question
-from tuner.planner.seen import Seen
+from tuner.planner.run_cache import RunCache
 from tuner.search.design import rank_point
 from tuner.spec.errors import TunerError
 from tuner.spec.space import PrunedPlan, build_space
@@ -230,23 +230,23 @@ def _explore_all(
     order = sorted(plans, key=lambda plan: (-plan.dp * plan.pp, plan))
     done = 0
 
-    def tell(_: tuple[ParallelPlan, Seen]) -> None:
+    def tell(_: tuple[ParallelPlan, RunCache]) -> None:
         nonlocal done
         done += 1
         on_progress("plans", done, len(order))
 
     on_progress("plans", 0, len(order))
-    tasks = [(plan, question.seen.of(plan)) for plan in order]
+    tasks = [(plan, question.cache.of(plan)) for plan in order]
     found = workers.map(partial(_explore, question), tasks, tell)
-    for _, seen in found:
-        question.seen.learn_all(seen)
+    for _, runs in found:
+        question.cache.add_all(runs)
     return sorted((each for each, _ in found), key=lambda e: (e.plan.world_size, e.plan))
 
 
-def _explore(question: Question, task: tuple[ParallelPlan, Seen]) -> tuple[Explored, Seen]:
+def _explore(question: Question, task: tuple[ParallelPlan, RunCache]) -> tuple[Explored, RunCache]:
     """A judged plan, given its known runs, together with the runs that judging it took."""
-    plan, seen = task
-    return explore(replace(question, seen=seen), plan), seen
+    plan, cache = task
+    return explore(replace(question, cache=cache), plan), cache
 
 
 def _points(

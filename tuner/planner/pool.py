@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol, TypeVar
 
 from engine.spec.processor import num_cores
-from tuner.planner.packed import answer_packed, pack
+from tuner.planner.pickling import answer_packed, pack
 from tuner.spec.errors import TunerError
 
 Task = TypeVar("Task")

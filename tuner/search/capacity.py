@@ -26,8 +26,8 @@ from tuner.capacity.table import (
     table_of,
     worth_fitting,
 )
-from tuner.search.carried_live import Driven
 from tuner.search.context import TuningContext
+from tuner.search.live_capacity import Driven
 from tuner.simulation.simulate import OnProgress
 from tuner.step_model.timer import StepScale
 from tuner.workload.workload import Workload
@@ -52,7 +52,7 @@ class FoundTable:
 
 
 class Drives(Protocol):
-    """Tells what entries carry when they are served (:class:`tuner.search.carried_live.Driver`)."""
+    """Measures what entries carry when served (:class:`tuner.search.live_capacity.Driver`)."""
 
     @property
     def notes(self) -> Sequence[str]:

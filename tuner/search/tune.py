@@ -21,9 +21,9 @@ from tuner.search.evidence import measured_point
 from tuner.search.live_run import run_live
 from tuner.search.prepare import prepare
 from tuner.search.promotion import why_not_run
-from tuner.search.purse import Purse
 from tuner.search.ranking import candidates, ranked_by_estimate, shortlist
 from tuner.search.recommend import recommend
+from tuner.search.remaining_budget import RemainingBudget
 from tuner.search.report import TuningReport
 from tuner.search.spec import TuningSpec
 from tuner.search.suggest import suggest
@@ -103,7 +103,7 @@ def run_trial(
         settings = propose(context, number, done)
     predicted, cannot = _predicted(context, settings)
     record = _Recorder(context, number, settings, predicted)
-    purse = Purse(context=context, trials=done)
+    budget = RemainingBudget(context=context, trials=done)
     why_not = None if number == 0 else why_not_run(context, predicted, done)
     if cannot is not None:
         trial = record.failed(cannot)
@@ -111,10 +111,10 @@ def run_trial(
         trial = record.simulated(TrialState.PRUNED, f"not run: {why_not}")
     elif not context.can_run(settings.plan):
         trial = record.simulated(TrialState.COMPLETE, _why_simulated(context, settings))
-    elif (dear := purse.why_not_run(settings, context.trial_workload)) is not None:
+    elif (dear := budget.why_not_run(settings, context.trial_workload)) is not None:
         trial = record.simulated(TrialState.PRUNED, dear)
     else:
-        trial = _run_live(context, record, settings, number, purse, is_cancelled)
+        trial = _run_live(context, record, settings, number, budget, is_cancelled)
     if not trial.is_cut_short:
         context.emit("trial", _line(trial), **trial.to_json())
     return trial
@@ -204,7 +204,7 @@ def _run_live(
     record: _Recorder,
     settings: Settings,
     number: int,
-    purse: Purse,
+    budget: RemainingBudget,
     is_cancelled: Callable[[], bool],
 ) -> TrialRecord:
     is_whole = len(context.trial_workload) == len(context.workload)
@@ -214,7 +214,7 @@ def _run_live(
         context.trial_workload,
         seed=context.spec.seed + 1000 + number,
         fidelity=Fidelity.MEASURED if is_whole else Fidelity.PROBED,
-        allowed_s=purse.allowed_s(settings),
+        allowed_s=budget.allowed_s(settings),
         is_judged=number > 0,  # what the others are compared with is wanted as it is
         is_cancelled=is_cancelled,
     )

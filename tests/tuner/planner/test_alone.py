@@ -13,8 +13,8 @@ from tests.tuner.worlds import open_loop
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.planner.alone import SLACK, alone_metrics, alone_reason
+from tuner.planner.dependable import asked_of, dependable_under
 from tuner.planner.explore import explore, plan_settings
-from tuner.planner.looks import asked_of, dependable_under
 from tuner.planner.question import Question
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Arrival, Workload, WorkloadSource

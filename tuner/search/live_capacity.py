@@ -26,7 +26,7 @@ from tuner.load.tuning_target import TuningTarget
 from tuner.search.context import TuningContext
 from tuner.search.costs import Level, Meter
 from tuner.search.evidence import measured_estimates
-from tuner.search.purse import FIRST_SERVER_START_S, Purse
+from tuner.search.remaining_budget import FIRST_SERVER_START_S, RemainingBudget
 from tuner.servers.own import OwnCommand
 from tuner.spec.errors import TunerError
 from tuner.workload.workload import Workload
@@ -58,7 +58,7 @@ class Driver:
     """Drives entries of one job's table. ``notes`` say what was not driven, and why."""
 
     context: TuningContext
-    purse: Purse
+    budget: RemainingBudget
     is_cancelled: Callable[[], bool]
     notes: list[str] = field(default_factory=list)
     _num_driven: int = 0
@@ -81,7 +81,7 @@ class Driver:
             except (EngineError, TunerError) as error:
                 self._note(settings, str(error))
         for cost in meter.taken():
-            self.purse.pay(cost, settings)
+            self.budget.pay(cost, settings)
         if found is None or self.is_cancelled():
             return None
         if not found.found.probes:
@@ -92,7 +92,7 @@ class Driver:
     def _why_not(self, settings: Settings, seconds: float) -> str | None:
         if self._num_driven == MOST_DRIVEN:
             return f"{MOST_DRIVEN} plans were driven already"
-        return self.purse.why_not(settings.plan.world_size * (seconds + FIRST_SERVER_START_S))
+        return self.budget.why_not(settings.plan.world_size * (seconds + FIRST_SERVER_START_S))
 
     @property
     def _seconds(self) -> float:

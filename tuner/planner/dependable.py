@@ -1,4 +1,4 @@
-"""Looks at single settings: whether they are dependable under a load, as quickly as possible."""
+"""Whether single settings are dependable under a load, found as quickly as possible."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tuner.workload.workload import Workload
 
 
 def dependable_as_planned(question: Question, settings: Settings) -> OperatingPoint | None:
-    """The point of the settings if planning ``question`` would call them dependable, by all the
-    draws that it asks for; else None. A run ends as soon as its miss is certain."""
+    """The point of the settings if planning ``question``, with all of its draws, would call them
+    dependable; else None. A run ends as soon as its miss is certain."""
     load, sla, plan = question.workload, question.sla, settings.plan
     if _is_backlogged(question.node, plan, load, sla):
         return None
@@ -46,7 +46,7 @@ def _is_backlogged(node: Node, plan: ParallelPlan, load: Workload, sla: Sla) -> 
 
 
 def asked_of(node: Node, settings: Settings, workload: Workload, sla: Sla, *, seed: int) -> Asked:
-    """The question how ``settings`` stand on the node."""
+    """A boundary search's question: at what load ``settings`` on the node are dependable."""
 
     def run_on(load: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
         return node.simulate(

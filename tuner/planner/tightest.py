@@ -1,9 +1,9 @@
-"""The tightest value that holds when applied; only planning with it makes sure.
+"""The tightest value (of a bound, or of the load) with which planning finds settings.
 
-Values are told in few digits. Settings that are likely to win find the neighbourhood, at a few
-simulations a look. Then all plans are asked about a value ``TIGHTER`` times tighter: if one meets
-it, its settings count as likely, too, and the search goes on from there; if none does, that is the
-edge.
+Only planning with a value makes sure that it holds, and it is slow. So settings that are likely to
+win find the neighbourhood, at a few simulations each. Then all plans are asked about a value
+``TIGHTER`` times tighter: if one meets it, its settings count as likely, too, and the search goes
+on from there; if none does, that is the edge. Values are rounded to few digits.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def tightened(value: float, *, is_lower: bool) -> float:
 
 
 @dataclass(kw_only=True)
-class Firm:
-    """One search. ``by_all`` plans at a value, all plans or only the one it is given; ``by_one``
-    tells how settings stand at a value, None if they are not dependable. ``likely`` are settings to
-    ask first; winners are added.
+class TightestSearch:
+    """One search. ``by_all`` plans at a value (all plans, or the given one); ``by_one`` simulates
+    single settings at a value; both return None where nothing is dependable. ``likely`` are the
+    settings to ask first; winners are added.
     """
 
     scale: Scale
@@ -56,12 +56,11 @@ class Firm:
     _is_wary: bool = False
 
     def find(self, start: float) -> tuple[float, OperatingPoint] | None:
-        """The tightest value and what it is met by when planned; None: not even the loosest is.
-
-        ``start`` is the share to look at first.
+        """The tightest value, and the point that meets it when planned; None: not even the loosest
+        value is met. ``start`` is the share to look at first.
         """
         found = self._by_likely(start) or self._by_all_at_loosest(start)
-        firm: tuple[float, OperatingPoint] | None = None
+        proven: tuple[float, OperatingPoint] | None = None
         for _ in range(MOST_ROUNDS):
             if found is None:
                 break
@@ -71,13 +70,13 @@ class Firm:
                 self._doubt()
                 found = self._by_likely(start) or self._by_all_at_loosest(start)
                 continue
-            firm = value, planned
+            proven = value, planned
             tight = self.scale.tighter(value)
             if self.scale.share(tight) >= 1 or (better := self.by_all(tight, None)) is None:
                 break
             self._learn(better)
             found = self._from(tight, better)
-        return firm
+        return proven
 
     def _by_all_at_loosest(self, start: float) -> tuple[float, OperatingPoint] | None:
         loosest = self._told(self.scale.least_share)

@@ -33,7 +33,7 @@ from tuner.capacity.table import (
 from tuner.described.energy import energy_of
 from tuner.described.node import Node
 from tuner.planner.dependable import asked_of, dependable_under
-from tuner.planner.explore import fitting_settings
+from tuner.planner.fitting import fitting_settings
 from tuner.planner.planner import OnPlanning, PlanReport, split_plans
 from tuner.planner.pool import Jobs, Workers
 from tuner.planner.question import Question

@@ -14,7 +14,8 @@ from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.planner.alone import SLACK, alone_metrics, alone_reason
 from tuner.planner.dependable import asked_of, dependable_under
-from tuner.planner.explore import explore, plan_settings
+from tuner.planner.explore import explore
+from tuner.planner.fitting import plan_settings
 from tuner.planner.question import Question
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Arrival, Workload, WorkloadSource

@@ -8,14 +8,22 @@ on from there; if none does, that is the edge. Values are rounded to few digits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
+from policies.constraint import Constraint, Op
+from policies.numbers import short_bound
 from policies.points import OperatingPoint
 from tuner.capacity.search import TIGHTER, edge
+from tuner.workload.workload import Workload
 
+# A bound is relaxed at most to this many times itself, and a load lowered at most to this share of
+# itself.
+MOST_RELAXED = 1000.0
+LEAST_LOAD = 1 / 256
 # How often all plans may find more than the likely settings did.
 MOST_ROUNDS = 12
 
@@ -25,20 +33,55 @@ class Scale:
     """Values from the loosest that may be named to the one asked for, which is missed.
 
     Shares order them: ``least_share`` is the loosest, 1 what was asked for. ``share`` and ``value``
-    turn one into the other, ``told`` rounds a value to the next looser one with few digits.
+    turn one into the other, ``rounded`` is the next looser value with few digits.
     ``tighter`` is what must be missed for a value to be named.
     """
 
     least_share: float
     share: Callable[[float], float]
     value: Callable[[float], float]
-    told: Callable[[float], float]
+    rounded: Callable[[float], float]
     tighter: Callable[[float], float]
 
 
-def tightened(value: float, *, is_lower: bool) -> float:
-    """``TIGHTER`` times tighter."""
-    return value / TIGHTER if is_lower else value * TIGHTER
+def load_scale(workload: Workload) -> Scale:
+    """Factors of a load, in three digits, or in whole clients."""
+    if (closed := workload.closed) is None:
+        return Scale(
+            least_share=LEAST_LOAD,
+            share=lambda factor: factor,
+            value=lambda share: share,
+            rounded=lambda factor: float(short_bound(factor, Op.AT_LEAST)),
+            tighter=lambda factor: factor * TIGHTER,
+        )
+    clients = closed.concurrency
+    return Scale(
+        least_share=1 / clients,
+        share=lambda factor: factor,
+        value=lambda share: share,
+        rounded=lambda factor: max(1, math.floor(factor * clients + 1e-9)) / clients,
+        tighter=lambda factor: max(factor * TIGHTER, factor + 1 / clients),
+    )
+
+
+def bound_scale(constraint: Constraint) -> Scale:
+    """Bounds of a constraint, in three digits."""
+    asked, op = constraint.bound, constraint.op
+    if op is Op.AT_MOST:
+        return Scale(
+            least_share=1 / MOST_RELAXED,
+            share=lambda bound: asked / bound,
+            value=lambda share: asked / share,
+            rounded=lambda bound: float(short_bound(bound, op)),
+            tighter=lambda bound: bound / TIGHTER,
+        )
+    return Scale(
+        least_share=1 / MOST_RELAXED,
+        share=lambda bound: bound / asked,
+        value=lambda share: asked * share,
+        rounded=lambda bound: float(short_bound(bound, op)),
+        tighter=lambda bound: bound * TIGHTER,
+    )
 
 
 @dataclass(kw_only=True)
@@ -79,14 +122,14 @@ class TightestSearch:
         return proven
 
     def _by_all_at_loosest(self, start: float) -> tuple[float, OperatingPoint] | None:
-        loosest = self._told(self.scale.least_share)
+        loosest = self._rounded(self.scale.least_share)
         if (point := self.by_all(loosest, None)) is None:
             return None
         self._learn(point)
         return self._by_likely(start) or (loosest, point)
 
     def _from(self, tight: float, point: OperatingPoint) -> tuple[float, OperatingPoint]:
-        """The tightest value that likely settings meet, or the told one of ``tight``, which
+        """The tightest value that likely settings meet, or the rounded one of ``tight``, which
         ``point`` meets."""
         share = self.scale.share(tight)
         found = self._by_likely(share)
@@ -94,7 +137,7 @@ class TightestSearch:
             self._doubt()
             found = self._by_likely(share)
         is_tight = found is not None and self.scale.share(found[0]) >= share
-        return found if found is not None and is_tight else (self.scale.told(tight), point)
+        return found if found is not None and is_tight else (self.scale.rounded(tight), point)
 
     def _doubt(self) -> None:
         """Single settings seemed to manage what no plan did, or to fail at what a plan does: from
@@ -109,15 +152,15 @@ class TightestSearch:
     def _by_likely(self, start: float) -> tuple[float, OperatingPoint] | None:
         """The tightest value that the likely settings meet, at best from ``start`` on."""
         limits = (self.scale.least_share, 1.0)
-        share = edge(lambda at: self._look(self._told(at)) is not None, limits, start=start)
+        share = edge(lambda at: self._look(self._rounded(at)) is not None, limits, start=start)
         if share is None:
             return None
-        point = self._look(self._told(share))
+        point = self._look(self._rounded(share))
         assert point is not None, "it was just met"
-        return self._told(share), point
+        return self._rounded(share), point
 
-    def _told(self, share: float) -> float:
-        return self.scale.told(self.scale.value(share))
+    def _rounded(self, share: float) -> float:
+        return self.scale.rounded(self.scale.value(share))
 
     def _look(self, value: float) -> OperatingPoint | None:
         for settings in self.likely:

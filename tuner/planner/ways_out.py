@@ -15,8 +15,8 @@ from functools import cache
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
-from policies.constraint import Constraint, Metric, Op
-from policies.numbers import short, short_bound
+from policies.constraint import Constraint, Metric
+from policies.numbers import short
 from policies.points import OperatingPoint
 from policies.report import flat_metrics
 from policies.select import needed_bound
@@ -25,15 +25,11 @@ from tuner.planner.dependable import dependable_as_planned
 from tuner.planner.planner import PlanReport
 from tuner.planner.question import Question
 from tuner.planner.replan import Replanner
-from tuner.planner.tightest import Scale, TightestSearch, tightened
+from tuner.planner.tightest import TightestSearch, bound_scale, load_scale
 from tuner.spec.errors import TunerError
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
 
-# A bound is relaxed at most to this many times itself, and a load lowered at most to this share of
-# itself.
-MOST_RELAXED = 1000.0
-LEAST_LOAD = 1 / 256
 # More devices than this are not looked at.
 MOST_DEVICES = 32
 # One request is served by one replica, and replicas of more devices than a node are hardly quicker.
@@ -160,26 +156,6 @@ def _first_guess(report: PlanReport) -> float:
     return min(NEARLY_ALL, MOSTLY_CARRIED * max(served, default=asked / 2) / asked)
 
 
-def load_scale(workload: Workload) -> Scale:
-    """Factors of a load, told in three digits, or in whole clients."""
-    if (closed := workload.closed) is None:
-        return Scale(
-            least_share=LEAST_LOAD,
-            share=lambda factor: factor,
-            value=lambda share: share,
-            told=lambda factor: float(short_bound(factor, Op.AT_LEAST)),
-            tighter=lambda factor: tightened(factor, is_lower=False),
-        )
-    clients = closed.concurrency
-    return Scale(
-        least_share=1 / clients,
-        share=lambda factor: factor,
-        value=lambda share: share,
-        told=lambda factor: max(1, math.floor(factor * clients + 1e-9)) / clients,
-        tighter=lambda factor: max(tightened(factor, is_lower=False), factor + 1 / clients),
-    )
-
-
 def _likely(report: PlanReport) -> list[Settings]:
     """The settings of each plan that came nearest, nearest first; empty if nothing ran under
     load."""
@@ -274,26 +250,6 @@ def _relax(
         relaxed=relaxed,
         settings=point.settings,
         price_per_point=_price_per_point(constraint, point),
-    )
-
-
-def bound_scale(constraint: Constraint) -> Scale:
-    """Bounds of a constraint, told in three digits."""
-    asked, op = constraint.bound, constraint.op
-    if op is Op.AT_MOST:
-        return Scale(
-            least_share=1 / MOST_RELAXED,
-            share=lambda bound: asked / bound,
-            value=lambda share: asked / share,
-            told=lambda bound: float(short_bound(bound, op)),
-            tighter=lambda bound: tightened(bound, is_lower=True),
-        )
-    return Scale(
-        least_share=1 / MOST_RELAXED,
-        share=lambda bound: bound / asked,
-        value=lambda share: asked * share,
-        told=lambda bound: float(short_bound(bound, op)),
-        tighter=lambda bound: tightened(bound, is_lower=False),
     )
 
 

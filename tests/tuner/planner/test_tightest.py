@@ -10,8 +10,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from tuner.capacity.search import TIGHTER
-from tuner.planner.tightest import TightestSearch
-from tuner.planner.ways_out import load_scale
+from tuner.planner.tightest import TightestSearch, load_scale
 from tuner.workload.parse import parse_workload
 
 POINT = OperatingPoint(settings=Settings(), fidelity=Fidelity.SIMULATED, metrics={})

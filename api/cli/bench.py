@@ -13,7 +13,6 @@ from api.cli.common import (
     end_interrupted,
     fail,
     log,
-    print_json,
     progress_bar,
     progress_console,
 )
@@ -141,12 +140,11 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
         "seed": replayed.seed,
         "is_interrupted": is_interrupted,
     }
-    output.write(document)
-    output.draw(lambda: _picture(measurement, constraints, name, load, replayed.seed))
-    if output.as_json:
-        print_json(document)
-    else:
-        _print_tables(document, measurement, constraints)
+    output.hand_out(
+        document,
+        picture=lambda: _picture(measurement, constraints, name, load, replayed.seed),
+        tell=lambda: _print_tables(document, measurement, constraints),
+    )
     end(ExitCode.INTERRUPTED if is_interrupted else ExitCode.of(measurement, constraints))
 
 

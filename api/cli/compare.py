@@ -12,7 +12,6 @@ import typer
 from api.cli.common import (
     end_not_met,
     log,
-    print_json,
     print_lines,
     progress_bar,
     progress_console,
@@ -111,13 +110,12 @@ def compare(
         origin={**where.origin, **_steps(where, runs)},
         warnings=where.warnings,
     )
-    output.write(document)
-    output.draw(lambda: _picture(document))
-    if output.as_json:
-        print_json(document)
-    else:
+
+    def tell() -> None:
         print_lines(where.title.lines())
         _print(document)
+
+    output.hand_out(document, picture=lambda: _picture(document), tell=tell)
     if asked.sla is not None and not any(run.num_met == comparing.draws for run in runs):
         end_not_met()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli.common import print_json
 from api.cli.groups import Output, check_writable, writing
 
 if TYPE_CHECKING:
@@ -56,3 +57,19 @@ class DrawnOutput(Plot, Output):
         """End before any work where a file could not be written after it."""
         Output.check(self)
         Plot.check(self)
+
+    def hand_out(
+        self,
+        document: dict[str, Any],
+        *,
+        picture: Callable[[], Picture],
+        tell: Callable[[], None],
+    ) -> None:
+        """Write and draw what is asked for, and print the document as JSON, or by ``tell`` in
+        words. Ends where a file cannot be written."""
+        self.write(document)
+        self.draw(picture)
+        if self.as_json:
+            print_json(document)
+        else:
+            tell()

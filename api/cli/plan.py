@@ -13,7 +13,6 @@ from api.cli.answers import next_step
 from api.cli.common import (
     end_not_met,
     log,
-    print_json,
     print_lines,
     progress_bar,
     progress_console,
@@ -117,15 +116,14 @@ def plan(
     document = answer.document
     for warning in document["warnings"]:
         log(f"warning: {warning}")
-    output.write(document)
-    output.draw(answer.picture)
-    if output.as_json:
-        print_json(document)
-    else:
+
+    def tell() -> None:
         print_lines(answer.title.lines())
         print_answer(report, document)
         if (step := next_step(document, output.out)) is not None:
             print_lines([step])
+
+    output.hand_out(document, picture=answer.picture, tell=tell)
     if document["infeasible"] is not None:
         end_not_met()
 

@@ -13,7 +13,6 @@ from api.cli.common import (
     end_not_met,
     fail,
     log,
-    print_json,
     print_lines,
 )
 from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, check_device
@@ -197,15 +196,14 @@ def tune(
         "is_interrupted": is_interrupted,
         "resume": job.keeper.resume_command if is_interrupted else None,
     }
-    report.write(document)
-    report.draw(answer.picture)
-    if report.as_json:
-        print_json(document)
-    else:
+
+    def tell() -> None:
         print_lines(answer.title.lines())
         print_answer(document, report.out)
         if (step := next_step(document, report.out)) is not None:
             print_lines([step])
+
+    report.hand_out(document, picture=answer.picture, tell=tell)
     if is_interrupted:
         end_interrupted()
     if document["recommendation"] is None:

@@ -66,8 +66,7 @@ def memory_reason(node: Node, plan: ParallelPlan, workload: Workload) -> str | N
 def needed_kv_tokens(node: Node, workload: Workload) -> int:
     """KV tokens of the longest request that the context allows, at least one block."""
     longest = int((workload.input_tokens + workload.output_tokens).max())
-    context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
-    return max(min(longest, context), node.block_size)
+    return max(min(longest, node.context_tokens), node.block_size)
 
 
 def fitting_settings(question: Question, node: Node, plan: ParallelPlan) -> list[Settings]:

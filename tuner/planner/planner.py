@@ -155,7 +155,6 @@ def split_plans(
     node: Node, workload: Workload, least_devices: int, num_devices: int
 ) -> tuple[list[Failure], list[ParallelPlan]]:
     """Plans that cannot run at all, and the others, from ``least_devices`` to ``num_devices``."""
-    context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
     out: dict[str, Why] = {}
 
     def check(plan: ParallelPlan) -> None:
@@ -170,7 +169,7 @@ def split_plans(
         node.model,
         num_devices,
         check_memory=check,
-        max_model_len=context,
+        max_model_len=node.context_tokens,
         least_devices=least_devices,
     )
     pruned: Sequence[PrunedPlan] = space.pruned

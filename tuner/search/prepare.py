@@ -60,7 +60,7 @@ def prepare(
         model,
         spec.num_devices,
         check_memory=lambda plan: _check_plan(spec, node, config, plan, model, workload),
-        max_model_len=_max_model_len(config, model),
+        max_model_len=model.context_tokens(config.max_model_len),
         least_devices=spec.num_devices if spec.uses_all_devices else 1,
     )
     meter = Meter()
@@ -120,10 +120,6 @@ def _check_needs_no_times(spec: TuningSpec) -> None:
         )
 
 
-def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    return min(config.max_model_len or model.max_positions, model.max_positions)
-
-
 def _simulator(times: StepTimes, config: EngineConfig) -> Simulator:
     spec, model = times.spec, times.model
     return Simulator(
@@ -132,7 +128,7 @@ def _simulator(times: StepTimes, config: EngineConfig) -> Simulator:
         timer_of=times.timer_of,
         blocks_of=lambda plan: num_kv_blocks(config, model, plan),
         block_size=config.block_size,
-        max_model_len=_max_model_len(config, model),
+        max_model_len=model.context_tokens(config.max_model_len),
         interval=times.interval,
         seed=spec.seed,
         node=times.node,

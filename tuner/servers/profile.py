@@ -157,7 +157,7 @@ class _Server:
         self.url = full_url(self.asked.url).removesuffix("/v1")
         served = get_served_model(self.url, api_key=self.asked.api_key)
         self.name = served.name
-        self.max_model_len = min(served.max_model_len or model.max_positions, model.max_positions)
+        self.max_model_len = model.context_tokens(served.max_model_len)
         _, cache = self._samples()
         blocks, size = cache.get("num_gpu_blocks", ""), cache.get("block_size", "")
         if blocks.isdecimal() and size.isdecimal():

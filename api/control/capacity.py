@@ -98,7 +98,7 @@ class CapacityLoop:
             engine.capacity_memory = capacity_to_json(memory)
         if not self._is_due(memory, table, current, seen, now):
             return False
-        before = PolicyDocument.from_json(policies.current(uow, engine).document)
+        before = policies.current_document(uow, engine)
         restarts = find_restarts(uow, engine)
         state = _state(engine, memory, table, current, before, seen, now, restarts)
         ahead = self._forecast(uow, engine, table, load_under_way(uow, engine, now), state.now_s)

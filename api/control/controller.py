@@ -13,7 +13,7 @@ from api.control.loads import keep_load
 from api.control.rollouts import RolloutLoop
 from api.documents.control_state import memory_from_json, memory_to_json, observe
 from api.documents.live_window import LiveWindow
-from api.documents.policy import PolicyDocument, settings_in
+from api.documents.policy import settings_in
 from api.services import policies, rollout_moves
 from api.services.audit import service_caller
 from api.services.policies import Authorship
@@ -163,7 +163,7 @@ class Controller:
         """Write the decided settings as the next policy version; returns it when there is one."""
         if decision.action is not Action.MOVE or decision.settings is None:
             return None
-        document = PolicyDocument.from_json(policies.current(uow, engine).document)
+        document = policies.current_document(uow, engine)
         by = Authorship(
             caller=service_caller(ACTOR),
             origin=ACTOR,

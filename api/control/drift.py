@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import structlog
 
-from api.documents.policy import PolicyDocument, settings_in
+from api.documents.policy import settings_in
 from api.documents.recommendation import recommended_settings
 from api.services import policies, recommendations, retunes
 from api.services.audit import service_caller
@@ -81,7 +81,7 @@ class DriftLoop:
         self, uow: UnitOfWork, engine: EngineRow, memory: DriftMemory, now: datetime
     ) -> bool:
         """Queue the job, or do what is to be done with what it found."""
-        guards = PolicyDocument.from_json(policies.current(uow, engine).document).guards
+        guards = policies.current_document(uow, engine).guards
         assert memory.ratio is not None, "an alarm follows readings"
         job = retunes.request(
             uow,

@@ -13,7 +13,6 @@ import structlog
 from api.aside.process import AsideLimits
 from api.control.aside_queue import AsideQueue
 from api.control.troubles import Troubles
-from api.documents.policy import PolicyDocument
 from api.documents.recent_load import recent_requests
 from api.documents.rollout import (
     canary_from_json,
@@ -212,7 +211,7 @@ def _question(
         most=MOST_REQUESTS,
     )
     candidate = candidate_of(rollout)
-    control = PolicyDocument.from_json(policies.current(uow, engine).document)
+    control = policies.current_document(uow, engine)
     cost_model_id = replay.get("cost_model_id")
     tuned_for = effects.job_spec(uow, engine) or {}
     return {

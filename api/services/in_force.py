@@ -40,21 +40,18 @@ def adopt(
         reason=reason,
         created_by=caller.actor,
     )
-    put_in_force(engine, row, in_force)
+    mark_applied(engine, row, in_force)
     if engine.capacity_memory is not None:
         # What runs is known now, and no drift: the slow loop goes on from there.
         engine.capacity_memory = {**engine.capacity_memory, "commanded": str(in_force.plan)}
-    row.ack_state = AckState.APPLIED
-    row.acknowledged_at = utc_now()
-    engine.applied_version = row.version
     engine.effective_policy = in_force.to_json()
     resource = f"engines/{engine.id}/policy"
     record(uow, caller, "policy.adopted", resource, reason=reason, before=before, after=after)
     return row
 
 
-def hold_at_once(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> None:
-    """A version of an observed engine that leaves its command as it is holds at once."""
+def mark_applied(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> None:
+    """Put a version in force that the engine runs already, without its acknowledgement."""
     row.ack_state, row.acknowledged_at = AckState.APPLIED, utc_now()
     engine.applied_version = row.version
     put_in_force(engine, row, in_force)

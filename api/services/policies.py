@@ -19,7 +19,7 @@ from api.documents.server_knobs import as_restarts, check_restart, check_setting
 from api.documents.transition import foresee
 from api.schemas.serving import ChangeSet, PolicyView
 from api.services.audit import record
-from api.services.in_force import hold_at_once
+from api.services.in_force import mark_applied
 from api.web.auth import Caller
 from api.web.errors import ApiError
 from engine.spec.inventory import Inventory
@@ -202,7 +202,7 @@ def _add(
         after=after.to_json(),
     )
     if engine.system is not None and settings_in(engine.effective_policy) == after.settings:
-        hold_at_once(engine, row, after.settings)
+        mark_applied(engine, row, after.settings)  # its command stays as it is: none will say so
     return row
 
 

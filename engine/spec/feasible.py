@@ -9,6 +9,9 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.quantisation import LEAST_COLUMNS
 
+# Plans with more pipeline stages are not listed.
+MAX_STAGES = 8
+
 
 def infeasible_reasons(plan: ParallelPlan, model: ModelConfig) -> list[str]:
     """Why ``model`` cannot run under ``plan``, each with the numbers; empty when it can.
@@ -62,13 +65,13 @@ def check_plan(plan: ParallelPlan, model: ModelConfig) -> None:
         raise PlanError(f"plan {plan} cannot run this model: " + "; ".join(reasons))
 
 
-def list_plans(model: ModelConfig, num_devices: int, *, max_pp: int = 8) -> list[ParallelPlan]:
+def list_plans(model: ModelConfig, num_devices: int) -> list[ParallelPlan]:
     """Every plan this model can run on 1..num_devices devices, Shift on and off, sorted by size."""
     plans = []
     for degrees in _degrees(num_devices):
         for shift in (False, True) if degrees["sp"] > 1 else (False,):
             plan = ParallelPlan(**degrees, shift=shift)
-            if degrees["pp"] <= max_pp and not infeasible_reasons(plan, model):
+            if degrees["pp"] <= MAX_STAGES and not infeasible_reasons(plan, model):
                 plans.append(plan)
     return sorted(plans, key=lambda plan: (plan.world_size, plan))
 

@@ -266,11 +266,11 @@ def run_wave(
 
 
 @contextmanager
-def reference_model(preset: str = "small") -> Iterator[Path]:
+def reference_model() -> Iterator[Path]:
     """A temporary random checkpoint, for profiling without a model of one's own."""
     from engine.models.create import create_model
 
     with tempfile.TemporaryDirectory(prefix="gearshift-model-") as folder:
-        target = Path(folder) / preset
-        create_model(target, preset=preset, seed=0)
+        target = Path(folder) / "small"
+        create_model(target, preset="small", seed=0)
         yield target

@@ -240,9 +240,9 @@ def gap_cv(arrival_s: FloatArray) -> float | None:
     return float(gaps.std() / gaps.mean())
 
 
-def peak_to_mean(arrival_s: FloatArray, bin_s: float = MINUTE_S) -> float | None:
-    """Most arrivals in one bin over the mean per bin; None when all fall into one bin."""
-    counts = np.bincount(((arrival_s - arrival_s[0]) // bin_s).astype(np.int64))
+def peak_to_mean(arrival_s: FloatArray) -> float | None:
+    """Most arrivals in one minute over the mean per minute; None when all fall into one."""
+    counts = np.bincount(((arrival_s - arrival_s[0]) // MINUTE_S).astype(np.int64))
     return float(counts.max() / counts.mean()) if counts.size > 1 else None
 
 

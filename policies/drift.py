@@ -26,7 +26,7 @@ LEAST_STEPS = 20
 LEAST_SHARE = 0.5
 # Nothing is said about steps that are larger than the foreseen sizes by more than this factor.
 MOST_BEYOND = 1.5
-# As others clamp what they learn live.
+# What is learned live is clamped to these factors, as other systems do.
 LEAST_RATIO, MOST_RATIO = 0.5, 2.0
 
 

@@ -18,7 +18,8 @@ from policies.capacity_state import CapacityMemory, CapacityState
 from policies.capacity_table import CarriedRate
 from policies.forecasters import LEVEL_SLOTS
 
-# Of so few returns of a load the longest is often exceeded: that many times as long is waited.
+# Few returns of a load are known, so the next one often takes longer than the longest of them:
+# devices are kept this many times as long.
 PATIENCE = 2.0
 
 

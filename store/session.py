@@ -43,11 +43,12 @@ from store.workloads import WorkloadRepository
 SQLITE_BUSY_MS = 30_000
 CONNECT_S = 5
 READ_ONLY = "gearshift_read_only"
-# Pages of SQLite's log (4 KiB each). From this many on, :meth:`Database.checkpoint` empties the
-# log. If nobody calls that, a commit does so, at a number that a service never reaches.
+# Pages of SQLite's write-ahead log (4 KiB each). :meth:`Database.checkpoint` empties a log of more
+# than LOG_PAGES. If nobody calls it, a commit does so at MOST_LOG_PAGES, which a service that does
+# never reaches.
 LOG_PAGES = 2_000
 MOST_LOG_PAGES = 16_000
-# What may be a user and a password in the text of a URL, however it is written.
+# The part of a URL's text that may hold a user and a password, even if the URL is malformed.
 SECRET_PART = re.compile(r"//.*@", re.DOTALL)
 CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 

@@ -35,7 +35,7 @@ STAMP = (
     .values(last_heartbeat_at=sa.bindparam("now"))
 )
 # All engines in one row, "id version hash,id version hash,...": the driver releases the interpreter
-# lock for every row that it fetches, so a thousand rows would make this thread wait a thousand times.
+# lock for every row that it fetches, so a thousand rows would mean a thousand waits for it.
 WISHES = sa.select(
     sa.func.aggregate_strings(
         ENGINES.c.id

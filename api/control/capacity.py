@@ -52,7 +52,7 @@ from store.models import DecisionRow, EngineRow, Heartbeat
 from store.models.base import Json
 
 ACTOR = "controller"
-# A window of fewer requests is not judged.
+# A window of fewer requests is not judged against the SLA.
 MIN_REQUESTS = ControlLimits().min_requests
 
 

@@ -33,9 +33,8 @@ from store.models.base import Json, utc_now
 
 ACTOR = "controller"
 FORGET_EVERY_TICKS = 60
-# A thousand engines leave a thousand heartbeats between two ticks. They are dropped in parts, and
-# between two parts the heartbeats that wait are written; after a pause of the service there are
-# more, which take several ticks.
+# A thousand engines leave thousands of old heartbeats. They are dropped in parts, so that waiting
+# heartbeats are written in between; after a pause of the service it takes several ticks.
 PRUNED_AT_ONCE = 200
 PRUNINGS = 20
 PRUNE_PAUSE_S = 0.05

@@ -25,7 +25,7 @@ from store.models import DecisionRow, EngineRow, Heartbeat
 from store.models.base import Json
 
 ACTOR = "controller"
-# What is foreseen never changes for a recommendation; of so many it is kept in memory.
+# How many recommendations have their predicted step times kept in memory; these never change.
 MOST_KEPT = 4096
 
 

@@ -29,7 +29,7 @@ from tuner.spec.machine import this_machine
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 _VISIBLE = threading.Lock()
-# The runner tells of finished trials itself, in the transaction that keeps them.
+# Not passed on: the runner reports finished trials itself, in the transaction that keeps them.
 OWN_EVENTS = ("trial",)
 # About 10,000 settings; a larger groundwork is worked out again after a restart.
 MOST_GROUNDWORK_BYTES = 4 * 2**20

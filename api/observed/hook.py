@@ -26,7 +26,7 @@ from store.models.base import Json
 from tuner.servers.process import KEEPER
 
 NOT_NOW = os.EX_TEMPFAIL
-# Of what it says, so much is kept, from its end.
+# How much of its output is kept, from the end.
 TAIL_BYTES = 2000
 READ_BYTES = 2**16
 GRACE_S = 10.0

@@ -27,7 +27,7 @@ from store.models import (
 from store.models.base import utc_now
 from store.paging import PageRequest
 
-# What counts as now: a few heartbeats.
+# The window that counts as now: a few heartbeats.
 NOW_S = 5.0
 MOST_ENGINES = 500
 

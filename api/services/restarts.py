@@ -11,7 +11,7 @@ from policies.decision import Action
 from store import UnitOfWork
 from store.models import EngineRow
 
-# What starting ranks takes where the engine has not said.
+# How long ranks take to start, if the engine has not said.
 UNKNOWN_START_S = 60.0
 
 

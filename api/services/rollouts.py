@@ -26,7 +26,7 @@ from store.models.base import Json
 from tuner.hardware import parse_hardware
 from tuner.spec.errors import TunerError
 
-# What can be asked for and taken back within a slice.
+# Changes of these classes can be made and taken back within one slice.
 TAKES_TURNS = (KnobClass.HOT, KnobClass.DRAIN)
 OWN_FIELDS = (
     "id",

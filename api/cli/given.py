@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-# From the weakest: what nobody named, a file, a variable, the command line.
+# Where a value comes from, weakest first: the default, a file, a variable, the command line.
 _STRENGTH = {"DEFAULT": 0, "DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
 
 

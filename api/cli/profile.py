@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from tuner.profiling.run import ProfileSpec
     from tuner.step_model.model import ErrorReport, StepModel
 
-# What is left of the seconds for the fit, after everything is measured.
+# The part of --seconds that is kept for the fit, after everything is measured.
 FIT_S = 1.0
-# Longer than asked for by more than this is told.
+# A profile that took longer than asked for by more than this factor says so.
 TOLERANCE = 1.2
 
 

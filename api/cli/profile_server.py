@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 VLLM, OWN = "vllm", "gearshift"
 DEFAULT_PLAN = "tp=1"
-# Quiet servers come out below a tenth.
+# An error above this is worth a warning; quiet servers have less than a tenth.
 MUCH = 0.25
 
 

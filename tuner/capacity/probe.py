@@ -29,7 +29,7 @@ class Run(Protocol):
 
 # A run of a workload with all step times multiplied by a number.
 RunOn = Callable[[Workload, float, OnProgress], Run]
-# Fewer requests than this say little of a p95.
+# With fewer requests than this, a p95 says little.
 LEAST_REQUESTS = 200
 
 

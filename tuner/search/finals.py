@@ -26,7 +26,7 @@ from tuner.search.remaining_budget import RemainingBudget
 from tuner.search.report import Confirmation
 from tuner.search.trials import TrialRecord
 
-# So many winners may miss the SLA on simulated draws before one is recommended with a warning.
+# How many winners may miss the SLA on simulated draws before one is recommended with a warning.
 MAX_MISSED = 3
 
 

@@ -22,9 +22,9 @@ from tuner.workload.workload import Workload
 FRESH_SEED = 104_729
 LIVE_DRAWS = 3
 SIMULATED_DRAWS = 4
-# With fewer a difference has no interval.
+# With fewer draws a difference has no interval.
 LEAST_DRAWS = 2
-# What of it is done where the budget does not hold all: who takes part, in how many draws.
+# What is done instead where the budget does not hold all of it: who takes part, in how many draws.
 ALL = (Role.WINNER, Role.RUNNER_UP, Role.BASELINE)
 PAIR = (Role.WINNER, Role.BASELINE)
 SCOPES = tuple(product((ALL, PAIR), range(LIVE_DRAWS, LEAST_DRAWS - 1, -1)))

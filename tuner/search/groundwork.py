@@ -30,8 +30,8 @@ from tuner.workload.slices import at_rate, head
 from tuner.workload.workload import Workload
 
 SCHEMA = "groundwork/v1"
-# Requests that each settings of the design are simulated on, and the rates, as factors of the
-# workload's, at which some are simulated again.
+# How many requests the design is simulated on, and the factors of the workload's rate at which some
+# of it is simulated again.
 DESIGN_REQUESTS = 120
 DESIGN_RATES = (0.5, 2.0)
 Json = dict[str, Any]

@@ -31,13 +31,13 @@ from tuner.servers.own import OwnCommand
 from tuner.spec.errors import TunerError
 from tuner.workload.workload import Workload
 
-# So many plans are driven; what else is in the table is corrected by what they showed.
+# The most plans that are driven; the other entries of the table are corrected by what they showed.
 MOST_DRIVEN = 6
 MOST_PROBES = 12
-# Rates go up or down by this from what simulation says.
+# The factor between one rate and the next, up or down from what simulation says.
 STRIDE = 1.25
-# Probes must be possible down to this share of what is expected, if need be over this many times
-# the seconds.
+# Probes must be possible down to this share of the expected rate, if need be by lasting this many
+# times as long.
 LEAST_SHARE = 0.6
 MOST_LONGER = 2.0
 # Draws have seeds of their own, far from those of the warm-ups between them.

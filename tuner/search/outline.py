@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 MOST_REQUESTS = 200
 # Chunks are timed at multiples of this.
 CHUNK = 32
-# A chunk is cut this often before its step counts as within the limit on its time.
+# How often a chunk is cut to bring its step within the limit on its time; then it counts as within.
 NUM_CUTS = 3
 
 

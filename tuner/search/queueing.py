@@ -23,7 +23,7 @@ from tuner.workload.workload import Workload
 
 FloatArray = npt.NDArray[np.float64]
 ROUNDS = 8
-# A replica that prefills more of the time than this leaves decodes hardly a step.
+# A replica that prefills a larger share of the time than this leaves decodes hardly a step.
 MOST_BUSY = 0.95
 
 

@@ -18,7 +18,7 @@ from tuner.search.live_run import load_s
 from tuner.search.trials import TrialRecord
 from tuner.workload.workload import Workload
 
-# What starting and warming up is expected to take before the first one: ranks here, a server.
+# What the first start and warm-up are expected to take: of ranks here, of a server.
 FIRST_START_S = 2.0
 FIRST_SERVER_START_S = 30.0
 

@@ -25,11 +25,11 @@ RATE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 # Each rate is judged by what arrives in a minute: a queue that grows must have time to show.
 BAND_SECONDS = 60.0
 MIN_REQUESTS, MAX_REQUESTS = 80, 1000
-# So many requests, one at a time, tell what an idle engine does.
+# How many requests, one at a time, show what an idle engine does.
 ALONE_REQUESTS = 200
 # Other settings must win by this much over the recommended ones to be worth the change.
 MIN_GAIN = 0.05
-# With this share of every budget left, a band needs no more headroom.
+# A band needs no more headroom than this share of every bound.
 SAFE_HEADROOM = 0.2
 
 

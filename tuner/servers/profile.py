@@ -41,12 +41,12 @@ from tuner.workload.parse import parse_workload
 from tuner.workload.prompts import unseen_seed
 from tuner.workload.workload import Workload
 
-# The share of a plan's seconds that the load that checks it is to take.
+# The share of a plan's seconds that is kept for the load that checks the profile.
 CHECK_SHARE = 0.25
 CHECK_CLIENTS = 8
 CHECK_REQUESTS = (16, 400)
 CHECKED = ("mean_ttft_ms", "mean_tpot_ms", "throughput_tokens_per_s")
-# Over what no law can be fitted without.
+# Rounds over the least probes, without which no law can be fitted.
 NEEDED_ROUNDS = 2
 TIMEOUT_S = 600.0
 DEFAULT_BLOCK = 16

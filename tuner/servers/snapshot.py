@@ -19,7 +19,7 @@ from tuner.spec.errors import TunerError
 
 MS = 1e3
 FAILED = "failed"
-# Nobody's buckets are so many.
+# More edges of buckets than any histogram has.
 MOST_EDGES = 256
 
 

@@ -36,7 +36,7 @@ LOOK_S = 5.0
 SLOW_S = 180.0
 URGENT_S = 10.0
 WINDOW_S = 30.0
-# Slots that a forecast looks ahead: the wait for the next turn, and a start.
+# Slots that a forecast looks ahead: until the next turn, plus the start of ranks.
 HORIZON_SLOTS = 5
 # The forecaster is chosen anew after this long.
 CHOOSE_EVERY_S = 900.0

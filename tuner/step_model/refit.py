@@ -26,7 +26,7 @@ from tuner.step_model.operator_fit import FloatArray, non_negative_fit
 from tuner.step_model.terms import TERM_NAMES
 from tuner.step_model.training_rows import RowBuilder, Rows, sample_rows, usable
 
-# Fewer live steps than that tell a model's error from their own noise badly.
+# With fewer live steps, a model's error is hardly told from their noise.
 LEAST_SAMPLES = 60
 # The share of the steps, the later ones, that a refit is judged by.
 JUDGED_SHARE = 1 / 3

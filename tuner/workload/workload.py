@@ -20,7 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 MINUTE_S = 60.0
-# Stretches of time that arrivals are counted in: the shortest with which there are few enough.
+# Bins that arrivals are counted in: the shortest of these that gives at most MOST_BINS.
 BINS_S = (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600)
 MOST_BINS = 240
 

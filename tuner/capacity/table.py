@@ -32,7 +32,7 @@ NUM_DRAWS = 3
 NEAR = 0.97
 MOST_NEAR = 2
 # N replicas carry N times what one does, give or take this share. So settings farther than that
-# from the best with as many devices are not looked at, and replicas are not preferred to such a best.
+# from the best with as many devices are not looked at, nor are replicas preferred to such a best.
 REPLICAS_OFF = 0.2
 
 # The distance, in half widths of their interval, from the step times that a verdict allows for to

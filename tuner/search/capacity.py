@@ -32,8 +32,8 @@ from tuner.simulation.simulate import OnProgress
 from tuner.step_model.timer import StepScale
 from tuner.workload.workload import Workload
 
-# If plans are driven afterwards, more of them are kept: up to MOST_LIVE that carry this share of the
-# best by simulation, which knows nothing of what else runs on the same cores.
+# If plans are driven afterwards, more are kept: up to MOST_LIVE that carry this share of the best by
+# simulation, which knows nothing of what else runs on the same cores.
 LIVE_SHARE = 0.6
 MOST_LIVE = 6
 

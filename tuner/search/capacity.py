@@ -32,7 +32,7 @@ from tuner.simulation.simulate import OnProgress
 from tuner.step_model.timer import StepScale
 from tuner.workload.workload import Workload
 
-# If plans are driven afterwards, more are kept: up to MOST_LIVE that carry this share of the best by
+# If plans are driven afterwards, up to MOST_LIVE are kept that carry this share of the best by
 # simulation, which knows nothing of what else runs on the same cores.
 LIVE_SHARE = 0.6
 MOST_LIVE = 6

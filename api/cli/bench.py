@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine.spec.measurement import Measurement
     from policies.sla import Sla
     from tuner.load.driver import LoadProgress
-    from tuner.load.http_target import ServedModel
+    from tuner.load.served_model import ServedModel
     from tuner.pictures.picture import Picture
     from tuner.workload.workload import Workload
 
@@ -91,7 +91,7 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
     max_output=; what they cut is printed on stderr. Requests that got fewer tokens than they asked
     for are told, and judged by the SLA as they came. Ctrl-C tells what was measured so far.
     """
-    from tuner.load.http_target import get_served_model
+    from tuner.load.served_model import get_served_model
 
     sla = replayed.read_bounds()
     output.check()
@@ -190,7 +190,7 @@ def _picture(
 
 def _told(server: Target, served: ServedModel) -> str:
     """What is known of who answered: model, address, settings, and whether it only imitates."""
-    from tuner.load.http_target import find_settings
+    from tuner.load.served_model import find_settings
 
     parts = [f"{server.model or served.name} at {server.url}"]
     if (settings := find_settings(server.url, api_key=server.access.key)) is not None:

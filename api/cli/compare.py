@@ -24,7 +24,8 @@ from api.cli.simulate import NamedCaps, Place
 from engine.spec.modes import AUTO
 from engine.spec.plan import ParallelPlan, PlanSpec
 from policies.numbers import short
-from tuner.answers.cases import Question, local_caps, local_machine
+from tuner.answers.cases import Question
+from tuner.answers.this_machine import local_caps, local_machine
 
 if TYPE_CHECKING:
     from tuner.comparison import compare as comparing

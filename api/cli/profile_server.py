@@ -140,7 +140,7 @@ class ProfiledServer:
 
     def _told_system(self) -> str:
         """What serves at the URL, by its own word; ends where it says nothing that is known."""
-        from tuner.load.http_target import SAYING_SYSTEMS, get_served_model
+        from tuner.load.served_model import SAYING_SYSTEMS, get_served_model
 
         assert self.url is not None, "without a URL, --engine is what made it a server"
         served = get_served_model(self.url, api_key=self.access.key)

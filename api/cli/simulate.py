@@ -97,7 +97,8 @@ class Place(Described):
 
     def case(self, question: Question, machine: LocalMachine, *, has_intervals: bool) -> Case:
         """The question there; ends on an option of the other kind of place."""
-        from tuner.answers.cases import described, on_this_machine
+        from tuner.answers.cases import described
+        from tuner.answers.this_machine import on_this_machine
 
         if self.hardware is None:
             self.refuse_backend("--hardware")

@@ -17,9 +17,9 @@ from api.jobs.runner import JobRunner, JobStep
 from api.services.job_moves import COMMAND_LINE
 from api.web.settings import ServiceSettings
 from store import Database
+from store.connections import make_private, read_url
 from store.models import TuningJob
 from store.outage import is_outage
-from store.session import make_private, read_url
 
 # Workflows resume only under the version they began with; raise it when the steps' order changes.
 WORKFLOW_VERSION = "tuning-1"

@@ -18,7 +18,8 @@ from policies.report import flat_metrics
 from tuner.described.profiled import node_of
 from tuner.described.server_profile import Checked, ProfiledPlan, ServerProfile
 from tuner.load.driver import run_load
-from tuner.load.http_target import HttpTarget, get_served_model
+from tuner.load.http_target import HttpTarget
+from tuner.load.served_model import get_served_model
 from tuner.load.urls import full_url, is_secure, key_headers
 from tuner.servers.command import DEFAULT_START_TIMEOUT_S, ServerCommand
 from tuner.servers.metrics import Samples, read_samples

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from api.clients.errors import ClientError
-from tuner.load.urls import full_url
+from tuner.load.urls import full_url, key_headers
 
 Json = dict[str, Any]
 POLICY = "/v1/engine/policy"
@@ -23,9 +23,8 @@ class EngineClient:
     """
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._url = full_url(url).removesuffix("/v1")
-        self._options: Json = {"headers": headers, "timeout": TIMEOUT_S}
+        self._options: Json = {"headers": key_headers(api_key), "timeout": TIMEOUT_S}
 
     def get_policy(self) -> tuple[Json, str]:
         """The policy in force, and its entity tag."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
@@ -36,11 +36,6 @@ from tuner.workload.workload import Workload
 # simulation, which knows nothing of what else runs on the same cores.
 LIVE_SHARE = 0.6
 MOST_LIVE = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    measurement: Measurement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +186,7 @@ def _passes(context: TuningContext, settings: Settings, factor: float) -> bool:
 
 def _asked(context: TuningContext, settings: Settings) -> Asked:
     def run_on(load: Workload, step_scale: float, _: OnProgress) -> Run:
-        return _Run(
-            measurement=context.simulator.run(settings, load, StepScale().times(step_scale))
-        )
+        return context.simulator.result(settings, load, StepScale().times(step_scale))
 
     return Asked(
         settings=settings,

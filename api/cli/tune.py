@@ -140,7 +140,8 @@ def _resumed(word: str, *, num_trials: int | None) -> _Job:
 
 def _run(job: _Job) -> tuple[TuningReport, bool]:
     """The report, and whether Ctrl-C cut the search short."""
-    from tuner.search.tune import prepare, search
+    from tuner.search.prepare import prepare
+    from tuner.search.tune import search
 
     keeper = job.keeper
     with _Progress(job.spec.trials, len(job.trials), keeper) as show:

@@ -26,7 +26,8 @@ from tuner.profiling.operators import measuring_ranks, profile_operators
 from tuner.profiling.pieces import cut_model
 from tuner.profiling.profile import Profile
 from tuner.profiling.run import ProfileSpec, run_profile
-from tuner.search.tune import TuningSpec, tune
+from tuner.search.spec import TuningSpec
+from tuner.search.tune import tune
 from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.cancel import Cancellation
 from tuner.spec.errors import CancelledError, TunerError

@@ -15,9 +15,9 @@ from engine.spec.settings import Settings
 from policies.capacity_table import CarriedRate
 from tuner.search.context import TuningContext
 from tuner.search.live_capacity import MOST_DRIVEN, Driver
+from tuner.search.prepare import prepare
 from tuner.search.remaining_budget import RemainingBudget
 from tuner.search.spec import TuningSpec
-from tuner.search.tune import prepare
 
 pytestmark = pytest.mark.slow
 

@@ -86,7 +86,7 @@ class ForeseenSteps:
         self._points = {mode: np.array(sorted(found)).T for mode, found in points.items()}
 
     def seconds(self, mode: Mode, tokens: float) -> float | None:
-        """Of one step; None where no such step was foreseen."""
+        """The predicted seconds of one step; None where no such step was foreseen."""
         points = self._points.get(mode)
         if points is None:
             return None

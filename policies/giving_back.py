@@ -24,8 +24,8 @@ PATIENCE = 2.0
 
 
 def note_enough(state: CapacityState, needed_rps: float) -> CapacityMemory:
-    """Since when each entry would have done without a break, whatever of the last minutes was luck,
-    with ``down_headroom`` to spare, and although nobody is turned away."""
+    """Note since when each entry would have been enough without a break: with ``down_headroom`` to
+    spare, however lucky the last minutes were, and while nobody is turned away."""
     entries, memory = state.table.entries, state.memory
     before = memory.enough_since_s
     if len(before) != len(entries):

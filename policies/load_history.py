@@ -172,7 +172,7 @@ class LoadHistory:
         *,
         mix: tuple[float, float] | None = None,
     ) -> LoadHistory:
-        """In order of time. A slot that nobody saw keeps the rate before it: no data is not
+        """The history of ``slots``. A slot that nobody saw keeps the rate before it: no data is not
         silence. If less than half as much was seen of the last slot as of the one before, it tells
         too little to count."""
         kept = sorted((s for s in slots if s.seen_s > 0), key=lambda s: s.start_s)

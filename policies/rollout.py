@@ -352,7 +352,7 @@ def _next_slice(state: CanaryState, canary: Canary) -> CanaryDecision:
 
 
 def _ended(canary: Canary, now_s: float) -> Canary:
-    """With no slice under way."""
+    """The canary with no slice under way."""
     current = canary.under_way
     if current is None:
         return canary

@@ -265,7 +265,7 @@ def _step_back(
 def _grown(
     memory: SheddingMemory, overload: Overload, limits: SheddingLimits, level: float
 ) -> float:
-    """At once as far as is known to do, and further only some time after the last trouble."""
+    """The next level: at once up to what is known as good, further only some time after trouble."""
     good, troubled_s = memory.good_rps, memory.troubled_s
     if overload.excess:
         return level
@@ -278,7 +278,7 @@ def _grown(
 
 
 def _drained(memory: SheddingMemory, overload: Overload) -> SheddingMemory:
-    """With the limit that the level and the queue ask for, if that is worth a version."""
+    """The memory with the limit that level and queue ask for, if that is worth a policy version."""
     level, ours = memory.level_rps, memory.commanded_rps
     assert level is not None, "a level was found"
     asked = max(level - overload.excess / DRAIN_S, LEAST_SHARE * level)

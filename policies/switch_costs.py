@@ -26,7 +26,7 @@ def switch_costs(
     model: ModelConfig,
     start_s: StartSeconds,
 ) -> tuple[SwitchCost, ...]:
-    """Of going from ``plan``, whose replicas are in the slots ``serving``, to each entry."""
+    """The cost of going from ``plan``, with replicas in the slots ``serving``, to each entry."""
     return tuple(
         _cost(
             plan_transition(plan, serving, target, inventory=inventory, model=model),

@@ -94,7 +94,7 @@ class ProfiledServer:
     def profile(
         self, model: Path | None, *, dtype: str, device: str, seconds: float, say: OnEvent
     ) -> ServerProfile:
-        """Of every plan named, one after the other.
+        """The profile over every plan named, one after the other.
 
         Raises:
             TunerError, LoadError, ServerError: a server that cannot be profiled, or no such one.

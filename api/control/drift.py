@@ -122,8 +122,8 @@ class DriftLoop:
         return engine.desired_version != number
 
     def _find_foreseen(self, uow: UnitOfWork, engine: EngineRow) -> ForeseenSteps | None:
-        """Of the recommendation in force; None where it foresees none, or ranks run another plan
-        than it recommends."""
+        """The step times of the recommendation in force; None if it has none, or ranks run another
+        plan than it recommends."""
         key = engine.recommendation_id
         if key is None:
             return None

@@ -265,7 +265,7 @@ def _canary_state(
 
 
 def _in_force_since_s(uow: UnitOfWork, engine: EngineRow) -> float | None:
-    """Since when the engine runs what it is asked for, by its own word."""
+    """The time since when the engine says that it runs what it is asked for."""
     if engine.applied_version != engine.desired_version:
         return None
     acknowledged_at = policies.current(uow, engine).acknowledged_at

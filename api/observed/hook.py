@@ -130,5 +130,5 @@ def _follow(
 
 
 def _environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Without what is the service's own: its database, its keys."""
+    """The environment without what is the service's own: its database, its keys."""
     return {k: v for k, v in inherited.items() if not k.upper().startswith(OWN)}

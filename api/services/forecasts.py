@@ -76,7 +76,7 @@ def choose_known(uow: UnitOfWork, engine: EngineRow, history: LoadHistory) -> Ch
 
 
 def choose_cheaply(history: LoadHistory) -> Chosen:
-    """Of the two that need no fitting."""
+    """The better of the two forecasters that need no fitting."""
     return choose(history, HORIZON_SLOTS, forecasters=(CONSTANT, SeasonalNaive()))
 
 

@@ -59,7 +59,7 @@ class LoadNow:
 
     @classmethod
     def of(cls, beats: Sequence[Heartbeat]) -> LoadNow | None:
-        """Of an engine's windows, the newest last; None: there are none, which is not silence."""
+        """The load in an engine's windows, newest last; None without any, which is not silence."""
         if not beats:
             return None
         seconds: Counter[str] = Counter()

@@ -26,7 +26,7 @@ def find_restarts(uow: UnitOfWork, engine: EngineRow) -> Restarts | None:
 def restart_costs(
     table: CapacityTable, current: CarriedRate, restarts: Restarts | None
 ) -> tuple[SwitchCost, ...]:
-    """Of going to each entry by a restart; nothing where people make it, who weigh it themselves.
+    """The cost of going to each entry by a restart; none where people restart: they weigh it.
 
     Unless the operator says otherwise (``away_s``), nothing serves until the new server does.
     """

@@ -71,8 +71,8 @@ class Question:
     def settings(
         self, timer: StepTimer, default: Caps, *, has_rungs: bool = True
     ) -> tuple[Settings, tuple[str, ...]]:
-        """With the caps named, else ``default``'s; a threshold not named is advised, which is told
-        besides.
+        """The settings, with the caps named or else ``default``'s, and notes for the reader. A
+        threshold that is not named is what step times advise, which a note says.
 
         Raises:
             PolicyError: a mode that the plan does not have, or a rate of admission that cannot be.

@@ -49,7 +49,7 @@ class RunFacts:
 
     @classmethod
     def of(cls, result: SimulationResult, sla: Sla) -> RunFacts:
-        """Of a run that ``sla`` was asked of."""
+        """The facts of a run that was made for ``sla``."""
         measurement = result.measurement
         timings = measurement.timings
         own_ms = {

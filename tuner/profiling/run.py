@@ -151,7 +151,7 @@ class _Round:
         )
 
     def _operators(self) -> list[OperatorReport]:
-        """With 1, 2, ... ranks at work at once."""
+        """Times of operators with 1, 2, ... ranks at work at once."""
         most = self._num_ranks
         sizes = (self._model.num_heads, self._model.ffn_size)
         degrees = [n for n in range(1, most + 1) if all(size % n == 0 for size in sizes)]

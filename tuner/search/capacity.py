@@ -92,7 +92,7 @@ def find_capacity_table(
 
 
 def _simulated(context: TuningContext, recommended: Settings) -> dict[ParallelPlan, CarriedRate]:
-    """By plan, what is worth an entry, and what is recommended."""
+    """What plans that are worth an entry carry by simulation, and the recommended one."""
     found = [_climb(context, options) for options in _options_by_plan(context)]
     standings = [standing for standing in found if standing is not None]
     is_driven = context.max_live_ranks > 0 and context.spec.capacity_seconds > 0

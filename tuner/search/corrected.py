@@ -156,8 +156,8 @@ class Corrected:
 
 @dataclass(frozen=True, kw_only=True)
 class Belief:
-    """Of one metric: log(true / estimated) of each candidate with its standard error; ``sign`` -1
-    where less is better."""
+    """What is believed of one metric: log(true / estimated) of each candidate with its standard
+    error; ``sign`` -1 where less is better."""
 
     key: str
     sign: float

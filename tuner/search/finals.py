@@ -115,7 +115,7 @@ class Finals:
 
     @property
     def all_costs(self) -> tuple[Cost, ...]:
-        """Of the design, of trials and of the finals."""
+        """The costs of the design, of trials and of the finals."""
         return (*self.context.design_costs, *self._budget.costs)
 
     def budget_json(self) -> dict[str, Any] | None:

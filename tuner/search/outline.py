@@ -193,7 +193,7 @@ class _Replica:
         self.most_active = max(self.most_active, len(self._prompts) + len(self._decodes))
 
     def _pass(self) -> None:
-        """As many equal steps as nothing changes in."""
+        """Take as many equal steps as nothing changes in."""
         decodes = -(-len(self._decodes) // self._stages)
         chunk, step_s = self._chunk(decodes)
         steps = math.inf

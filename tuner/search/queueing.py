@@ -168,8 +168,8 @@ def _waits(times: FloatArray, work_s: FloatArray, replicas: int) -> FloatArray:
 
 
 def _behind_others(prefill_s: FloatArray, clients: float) -> FloatArray:
-    """In a closed loop: the first requests of all clients wait in one line, later ones seldom
-    meet."""
+    """The wait behind others in a closed loop: the first requests of all clients wait in one line,
+    later ones seldom meet."""
     waits = np.zeros(len(prefill_s))
     first = min(len(prefill_s), max(1, round(clients)))
     waits[:first] = np.concatenate(([0.0], np.cumsum(prefill_s[:first])[:-1]))

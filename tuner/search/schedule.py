@@ -78,7 +78,7 @@ def build_schedule(
 
 
 def _ran(best: Settings, workload: Workload, carried: CarriedRate | None) -> Settings | None:
-    """Of the settings that ran those that carry most; None where none was measured.
+    """The settings that carry most of those that ran; None where none was measured.
 
     The recommended ones carry the workload's own rate. No band may change the engine's order.
     """
@@ -161,7 +161,7 @@ def _good_enough(
 def fewest_changes(
     good_enough: Sequence[Mapping[Settings, float]], best: Settings
 ) -> list[Settings]:
-    """Of settings that are good enough at each rate, and their scores, one for each, so that they
+    """Settings for each rate, of those that are good enough there with their scores, so that they
     change as seldom as can be: a change that gains nothing is still one to whoever watches.
 
     Each stretch of rates goes on for as long as any settings are good enough all along; so there

@@ -55,7 +55,7 @@ class StepTimes:
 
     @property
     def threads_per_rank(self) -> int | None:
-        """Of the ranks that were profiled; None where none were."""
+        """Threads of the ranks that were profiled; None where none were."""
         return None if self.step_model is None else self.step_model.machine.threads_per_rank
 
     @property

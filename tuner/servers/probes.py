@@ -72,7 +72,7 @@ class Probe:
 
     @property
     def num_tokens(self) -> int:
-        """Of prompts and answers."""
+        """Tokens of prompts and answers."""
         return self.streams * (self.prompt + self.output)
 
     @property
@@ -178,7 +178,7 @@ def _gaps(timing: RequestTiming, begun_s: float, ended_s: float) -> Iterator[tup
 
 
 def warm(looks: Sequence[Look]) -> Sequence[Look]:
-    """Without the first, where there are more: what a server does for the first time it may first
+    """The looks without the first, if there are more: what a server does for the first time it may
     have to compile (a prompt of 128 tokens took vLLM on CPU twice as long then), and in service
     that is soon over."""
     return looks[1:] or looks

@@ -166,7 +166,7 @@ class _Server:
 
     @property
     def release(self) -> str | None:
-        """As vLLM tells it; None: it does not."""
+        """The release as vLLM tells it; None if it does not."""
         url = f"{self.url}/version"
         try:
             answer = httpx.get(
@@ -232,7 +232,7 @@ def _looks(server: _Server, seconds: float, on_event: OnEvent) -> dict[Probe, li
 
 
 def _expected_s(probe: Probe, took_s: dict[Probe, float]) -> float:
-    """As it took before, else as the nearest one of its kind did by its tokens."""
+    """Seconds that the probe took before, else those of the nearest of its kind, by its tokens."""
     if probe in took_s:
         return took_s[probe]
     alike = [other for other in took_s if other.is_prompt == probe.is_prompt]

@@ -46,7 +46,7 @@ class Snapshot:
         return tuple(word for word in SERIES[system].words if word not in found)
 
     def lacks(self, system: System) -> tuple[str, ...]:
-        """Of these, the words without which no load is known."""
+        """Of the missing words, those without which no load is known."""
         return tuple(w for w in self.missing(system) if w in SERIES[system].needed)
 
     @property

@@ -202,7 +202,7 @@ class CapacitySteering:
         return forecast(history, HORIZON_SLOTS, chosen=self._chosen)
 
     def _rate_rps(self, load: LoadWindow) -> float:
-        """Of requests of the table's mix."""
+        """The rate in requests of the table's mix."""
         inputs, outputs = load.mean_input_tokens, load.mean_output_tokens
         self._lengths = (inputs or self._lengths[0], outputs or self._lengths[1])
         return load.rate_rps * rate_of(*self._lengths, self._table.mix)

@@ -54,7 +54,7 @@ from tuner.described.step_error import mean_active
 from tuner.planner.certainty import LOAD_OFF, with_runs
 from tuner.planner.fitting import needed_kv_tokens
 from tuner.planner.pool import Workers
-from tuner.planner.question import PlanQuestion
+from tuner.planner.question import Question
 from tuner.spec.errors import TunerError
 from tuner.step_model.timer import StepScale
 from tuner.workload.parse import parse_workload
@@ -204,7 +204,7 @@ def tell(pair: Pair, number: int, judges: Judge, *, runs: int, held_out: bool) -
     )
 
 
-def _before(question: PlanQuestion, settings: Settings, metrics: dict[str, float]) -> float:
+def _before(question: Question, settings: Settings, metrics: dict[str, float]) -> float:
     """The product of the chances, in one draw, with one width for all steps."""
     interval = question.node.interval
     ends = [_flat(question, settings, math.exp(sign * interval)) for sign in (1, -1)]
@@ -214,7 +214,7 @@ def _before(question: PlanQuestion, settings: Settings, metrics: dict[str, float
     )
 
 
-def _flat(question: PlanQuestion, settings: Settings, scale: float | StepScale) -> dict[str, float]:
+def _flat(question: Question, settings: Settings, scale: float | StepScale) -> dict[str, float]:
     result = question.node.simulate(
         settings, question.workload, seed=question.seed, step_scale=scale
     )
@@ -226,13 +226,13 @@ def _node(backend: str, model: str, hardware: str) -> Node:
     return describe_node(model=model, hardware=hardware, backend=backend)
 
 
-def _question(pair: Pair, *, seed: int) -> tuple[PlanQuestion, Settings]:
+def _question(pair: Pair, *, seed: int) -> tuple[Question, Settings]:
     """Raises TunerError where the plan cannot run the model."""
     node = _node(pair.backend, pair.model, pair.hardware)
     workload = parse_workload(pair.workload, seed=seed)
     degrees = dict(part.split("=") for part in pair.plan.split(","))
     plan = ParallelPlan(dp=int(degrees["dp"]), tp=int(degrees["tp"]))
-    question = PlanQuestion(node=node, workload=workload, sla=Sla.parse(pair.sla), seed=seed)
+    question = Question(node=node, workload=workload, sla=Sla.parse(pair.sla), seed=seed)
     needed = needed_kv_tokens(node, workload)
     memory = node.memory(plan, needed_kv_tokens=needed)
     if memory.reason is not None:

@@ -8,13 +8,16 @@ from typing import Any
 from engine.spec.settings import Caps, Settings
 from policies.sla import Sla
 from tuner.capacity.document import capacity_json
-from tuner.capacity.probe import CapacityQuestion
+from tuner.capacity.probe import Asked
 from tuner.capacity.search import find_capacity
 from tuner.described.document import node_json, node_warnings
 from tuner.described.parse import check_rungs, check_served, describe_node
-from tuner.described.title import Asked, Title
+from tuner.described.title import Asked as Told
+from tuner.described.title import Title
+from tuner.simulation.simulate import OnProgress, SimulationResult
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
 
 Json = dict[str, Any]
 MAX_REQUESTS = 2000
@@ -44,15 +47,23 @@ def found_capacity(question: Json) -> Json:
             "with requests= or seconds="
         )
     sla = Sla.parse(question["sla"])
-    asked = CapacityQuestion.of_node(node, settings, workload, sla, seed=question["seed"])
-    subject = Asked(model=question["model"], workload=workload, sla=sla, seed=question["seed"])
+
+    def run_on(load: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
+        return node.simulate(
+            settings, load, seed=question["seed"], step_scale=step_scale, on_progress=on_progress
+        )
+
+    asked = Asked(
+        settings=settings, run_on=run_on, workload=workload, sla=sla, interval=node.interval
+    )
+    told = Told(model=question["model"], workload=workload, sla=sla, seed=question["seed"])
     return capacity_json(
         find_capacity(asked, num_draws=question["draws"]),
         workload=workload,
         sla=sla,
         settings=settings,
         seed=question["seed"],
-        title=str(Title.of_node(node, subject)),
+        title=str(Title.of_node(node, told)),
         origin=node_json(node, settings, question["model"]),
         warnings=node_warnings(node, settings, workload),
     )

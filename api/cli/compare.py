@@ -28,7 +28,7 @@ from tuner.answers.cases import Question
 from tuner.answers.this_machine import local_caps, local_machine
 
 if TYPE_CHECKING:
-    from tuner.comparison.compare import Comparison, Runs
+    from tuner.comparison import compare as comparing
     from tuner.described.steps import StepSource
     from tuner.described.title import Title
     from tuner.pictures.picture import Picture
@@ -52,7 +52,7 @@ class Comparing:
 class Where:
     """What is compared on, and how its answer is told."""
 
-    question: Comparison
+    question: comparing.Question
     steps: StepSource
     title: Title
     origin: dict[str, Any]
@@ -132,7 +132,7 @@ def _where(asked: Question, place: Place, machine: LocalMachine, comparing: Comp
 def _described(asked: Question, hardware: str, comparing: Comparing) -> Where:
     from api.cli.common import fail
     from engine.spec.settings import Settings
-    from tuner.comparison.compare import Comparison
+    from tuner.comparison.compare import Question as Compared
     from tuner.comparison.engines import ComparedNode
     from tuner.described.document import node_json
     from tuner.described.steps import NodeSteps
@@ -147,7 +147,7 @@ def _described(asked: Question, hardware: str, comparing: Comparing) -> Where:
     origin = node_json(node, settings, asked.model)
     del origin["memory"]
     return Where(
-        question=Comparison(
+        question=Compared(
             engine=ComparedNode(node=replace(node), seed=asked.seed, keeps_prefixes=keeps_prefixes),
             load=asked.workload,
             sla=asked.sla,
@@ -163,7 +163,7 @@ def _described(asked: Question, hardware: str, comparing: Comparing) -> Where:
 
 
 def _here(asked: Question, machine: LocalMachine, comparing: Comparing) -> Where:
-    from tuner.comparison.compare import Comparison
+    from tuner.comparison.compare import Question as Compared
     from tuner.comparison.engines import ComparedMachine
     from tuner.described.document import model_json
     from tuner.described.steps import MachineSteps
@@ -173,7 +173,7 @@ def _here(asked: Question, machine: LocalMachine, comparing: Comparing) -> Where
     model = known.step_model
     count = comparing.devices or model.max_ranks
     return Where(
-        question=Comparison(
+        question=Compared(
             engine=ComparedMachine(machine=known, seed=asked.seed),
             load=asked.workload,
             sla=asked.sla,
@@ -195,7 +195,7 @@ def _here(asked: Question, machine: LocalMachine, comparing: Comparing) -> Where
     )
 
 
-def _steps(where: Where, runs: tuple[Runs, ...]) -> dict[str, Any]:
+def _steps(where: Where, runs: tuple[comparing.Runs, ...]) -> dict[str, Any]:
     """Step times of Shift where it runs, else of the first plan that does."""
     from tuner.comparison.compare import Kind
     from tuner.described.steps import steps_json

@@ -15,7 +15,7 @@ from tuner.answers.cases import Case, Question
 from tuner.answers.simulated import case_of
 from tuner.answers.words import question_of
 from tuner.capacity.document import capacity_json, capacity_lines
-from tuner.capacity.probe import CapacityQuestion
+from tuner.capacity.probe import Asked
 from tuner.capacity.search import NUM_DRAWS, Capacity, OnProbe, find_capacity
 from tuner.described.title import Title
 from tuner.workload.workload import Workload
@@ -32,7 +32,7 @@ class Carried(Answer):
 
     question: Question
     case: Case
-    asked: CapacityQuestion
+    asked: Asked
     found: Capacity
 
     @property
@@ -99,7 +99,7 @@ def carried(
     Raises:
         TunerError: a workload without a rate.
     """
-    asked = CapacityQuestion(
+    asked = Asked(
         settings=case.settings,
         run_on=case.run_on,
         workload=question.workload,

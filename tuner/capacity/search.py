@@ -21,7 +21,7 @@ import numpy as np
 from policies.constraint import Constraint
 from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
-from tuner.capacity.probe import CapacityQuestion, Probe, probe
+from tuner.capacity.probe import Asked, Probe, probe
 from tuner.spec.errors import TunerError
 from tuner.workload.workload import FloatArray, Workload
 
@@ -78,7 +78,7 @@ class Capacity:
 
 
 def find_capacity(
-    asked: CapacityQuestion,
+    asked: Asked,
     *,
     num_draws: int = NUM_DRAWS,
     start: float = 1.0,
@@ -218,7 +218,7 @@ def edge(
     return good
 
 
-def _open_ended(good: float | None, probes: tuple[Probe, ...], asked: CapacityQuestion) -> Capacity:
+def _open_ended(good: float | None, probes: tuple[Probe, ...], asked: Asked) -> Capacity:
     missing = [p for p in probes if not p.is_dependable]
     return Capacity(
         factor=good,

@@ -60,7 +60,7 @@ class Runs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Question:
     """What is compared: on ``num_devices``, under ``caps``, by ``num_draws`` draws of ``load``."""
 
     engine: Compared
@@ -81,7 +81,7 @@ Task = tuple[Settings, bool, int]
 
 
 def compare(
-    question: Comparison, *, jobs: Jobs = 1, on_progress: OnComparing = lambda *_: None
+    question: Question, *, jobs: Jobs = 1, on_progress: OnComparing = lambda *_: None
 ) -> tuple[Runs, ...]:
     """The runs of every case, those that cannot run included.
 
@@ -96,7 +96,7 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True)
 class _Runner:
-    question: Comparison
+    question: Question
     workers: Workers
     on_progress: OnComparing
 
@@ -150,7 +150,7 @@ class _Runner:
         return None
 
 
-def _run(question: Comparison, task: Task) -> tuple[dict[str, float], bool]:
+def _run(question: Question, task: Task) -> tuple[dict[str, float], bool]:
     """One run's numbers, and whether it meets the SLA."""
     settings, is_oracle, draw = task
     load = stretch(question.load, 1.0, seed=draw)
@@ -231,7 +231,7 @@ def _shift_cases(runner: _Runner) -> list[Case]:
     ]
 
 
-def _ruled(question: Comparison, plan: ParallelPlan) -> list[Settings]:
+def _ruled(question: Question, plan: ParallelPlan) -> list[Settings]:
     engine = question.engine
     return ruled_settings(plan, engine.timer(plan), question.caps, has_rungs=engine.has_rungs)
 

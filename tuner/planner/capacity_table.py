@@ -18,7 +18,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.points import OperatingPoint
-from tuner.capacity.probe import CapacityQuestion, load_at
+from tuner.capacity.probe import Asked, load_at
 from tuner.capacity.search import limits_of
 from tuner.capacity.table import (
     Standing,
@@ -32,11 +32,11 @@ from tuner.capacity.table import (
 )
 from tuner.described.energy import energy_of
 from tuner.described.node import Node
-from tuner.planner.dependable import dependable_under
+from tuner.planner.dependable import asked_of, dependable_under
 from tuner.planner.fitting import fitting_settings
 from tuner.planner.planner import OnPlanning, PlanReport, split_plans
 from tuner.planner.pool import Jobs, Workers
-from tuner.planner.question import PlanQuestion
+from tuner.planner.question import Question
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -104,7 +104,7 @@ def _guesses(plans: list[ParallelPlan], known: list[Standing]) -> list[Standing]
     ]
 
 
-def _climb(question: PlanQuestion, plan: ParallelPlan) -> Standing | None:
+def _climb(question: Question, plan: ParallelPlan) -> Standing | None:
     node = replace(question.node)
     options = [
         settings
@@ -114,12 +114,12 @@ def _climb(question: PlanQuestion, plan: ParallelPlan) -> Standing | None:
     return climb(options, _passes_of(question, node), limits_of(question.workload))
 
 
-def _near(question: PlanQuestion, guess: Standing) -> Standing | None:
+def _near(question: Question, guess: Standing) -> Standing | None:
     node = replace(question.node)
     return near(guess, _passes_of(question, node), limits_of(question.workload))
 
 
-def _entry(question: PlanQuestion, standing: Standing) -> CarriedRate | None:
+def _entry(question: Question, standing: Standing) -> CarriedRate | None:
     node = replace(question.node)
     asked = _asked(question, node, standing.settings)
     return entry_of(asked, standing, partial(_joules, asked, node))
@@ -131,7 +131,7 @@ def _runs_decodes_in_base(settings: Settings) -> bool:
     return point.runs_full_decodes_in_base
 
 
-def _passes_of(question: PlanQuestion, node: Node) -> Callable[[Settings, float], bool]:
+def _passes_of(question: Question, node: Node) -> Callable[[Settings, float], bool]:
     """Whether settings are dependable at a factor of the load."""
 
     def passes(settings: Settings, factor: float) -> bool:
@@ -141,13 +141,11 @@ def _passes_of(question: PlanQuestion, node: Node) -> Callable[[Settings, float]
     return passes
 
 
-def _asked(question: PlanQuestion, node: Node, settings: Settings) -> CapacityQuestion:
-    return CapacityQuestion.of_node(
-        node, settings, question.workload, question.sla, seed=question.seed
-    )
+def _asked(question: Question, node: Node, settings: Settings) -> Asked:
+    return asked_of(node, settings, question.workload, question.sla, seed=question.seed)
 
 
-def _joules(asked: CapacityQuestion, node: Node, factor: float) -> float | None:
+def _joules(asked: Asked, node: Node, factor: float) -> float | None:
     """Estimated joules of all devices of the plan for each request that ended."""
     if not node.has_device:
         return None

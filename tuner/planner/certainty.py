@@ -24,7 +24,7 @@ from policies.verdict import MIN_CHANCE
 from tuner.described.document import estimates_of
 from tuner.described.step_error import StepError, step_error
 from tuner.planner.pool import Workers
-from tuner.planner.question import PlanQuestion
+from tuner.planner.question import Question
 from tuner.planner.run_cache import CachedRun, RunKey
 from tuner.workload.redraw import redraw
 from tuner.workload.workload import Workload
@@ -46,7 +46,7 @@ Task = tuple[Settings, RunKey]
 
 
 def with_runs(
-    workers: Workers, question: PlanQuestion, points: Sequence[OperatingPoint]
+    workers: Workers, question: Question, points: Sequence[OperatingPoint]
 ) -> dict[Settings, OperatingPoint]:
     """The points with the runs that their chances go by, and intervals from slow and quick steps.
 
@@ -93,7 +93,7 @@ class _Evidence:
     """The runs so far of each point's settings: at first only the point's own."""
 
     def __init__(
-        self, workers: Workers, question: PlanQuestion, points: Sequence[OperatingPoint]
+        self, workers: Workers, question: Question, points: Sequence[OperatingPoint]
     ) -> None:
         self._workers, self._question = workers, question
         self.errors = {p.settings: error_of(question, p) for p in points}
@@ -134,13 +134,13 @@ class _Evidence:
         return self.runs(settings).unbounded_chance(per_run, unseen=unseen) >= MIN_CHANCE
 
 
-def error_of(question: PlanQuestion, point: OperatingPoint) -> StepError:
+def error_of(question: Question, point: OperatingPoint) -> StepError:
     """How far the steps of ``point`` may be off, at the load that its run had."""
     metrics = {key: estimate.value for key, estimate in point.metrics.items()}
     return step_error(question.node, point.settings, question.workload, metrics)
 
 
-def _draw(question: PlanQuestion, number: int) -> Workload:
+def _draw(question: Question, number: int) -> Workload:
     """Draw ``number`` of the traffic at its load, made once a process; 0 is what was asked."""
     if number == 0:
         return question.workload
@@ -167,7 +167,7 @@ def _point(point: OperatingPoint, runs: Runs) -> OperatingPoint:
 
 
 def simulate_all(
-    workers: Workers, question: PlanQuestion, tasks: Sequence[Task]
+    workers: Workers, question: Question, tasks: Sequence[Task]
 ) -> list[dict[str, float]]:
     """Metrics of the tasks' runs: whole runs of the draws that their keys name. Other processes are
     asked only for runs that are not known."""
@@ -181,6 +181,6 @@ def simulate_all(
     return [question.flat(*task) for task in whole]
 
 
-def _run(question: PlanQuestion, task: Task) -> CachedRun:
+def _run(question: Question, task: Task) -> CachedRun:
     settings, key = task
     return question.run(settings, key, _draw(question, key.draw))

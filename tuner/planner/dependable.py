@@ -10,19 +10,19 @@ from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from policies.verdict import is_dependable, meets_in_run
-from tuner.capacity.probe import CapacityQuestion, Run, point_under
+from tuner.capacity.probe import Asked, Run, point_under
 from tuner.described.document import estimates_of
 from tuner.described.node import Node
 from tuner.planner.bounds import CertainMissError, LateWatch, backlog_reason
 from tuner.planner.certainty import with_runs
 from tuner.planner.explore import late_watch
 from tuner.planner.pool import Workers
-from tuner.planner.question import PlanQuestion
-from tuner.simulation.simulate import OnProgress, no_progress
+from tuner.planner.question import Question
+from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
 from tuner.workload.workload import Workload
 
 
-def dependable_as_planned(question: PlanQuestion, settings: Settings) -> OperatingPoint | None:
+def dependable_as_planned(question: Question, settings: Settings) -> OperatingPoint | None:
     """The point of the settings if planning ``question``, with all of its draws, would call them
     dependable; else None. A run ends as soon as its miss is certain."""
     load, sla, plan = question.workload, question.sla, settings.plan
@@ -45,7 +45,20 @@ def _is_backlogged(node: Node, plan: ParallelPlan, load: Workload, sla: Sla) -> 
     return backlog_reason(node.timer(plan), plan, load, sla, node.computed_tokens(load)) is not None
 
 
-def dependable_under(asked: CapacityQuestion, node: Node, load: Workload) -> OperatingPoint | None:
+def asked_of(node: Node, settings: Settings, workload: Workload, sla: Sla, *, seed: int) -> Asked:
+    """A boundary search's question: at what load ``settings`` on the node are dependable."""
+
+    def run_on(load: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
+        return node.simulate(
+            settings, load, seed=seed, step_scale=step_scale, on_progress=on_progress
+        )
+
+    return Asked(
+        settings=settings, run_on=run_on, workload=workload, sla=sla, interval=node.interval
+    )
+
+
+def dependable_under(asked: Asked, node: Node, load: Workload) -> OperatingPoint | None:
     """The point of the settings if they are dependable under ``load``, else None. A run ends as
     soon as its miss is certain."""
     plan = asked.settings.plan

@@ -25,7 +25,7 @@ from tuner.planner.bounds import (
     certain_miss,
 )
 from tuner.planner.fitting import fitting_settings
-from tuner.planner.question import PlanQuestion
+from tuner.planner.question import Question
 from tuner.planner.run_cache import RunKey
 from tuner.search.design import rank_point
 from tuner.workload.slices import head
@@ -100,7 +100,7 @@ class Explored:
         return tuple(t for t in self.tried if t.judged_on is JudgedOn.WHOLE)
 
 
-def explore(question: PlanQuestion, plan: ParallelPlan) -> Explored:
+def explore(question: Question, plan: ParallelPlan) -> Explored:
     """Judge ``plan``: rule it out by a bound, or simulate its settings.
 
     The settings are compared on the workload's busiest requests. The best of those that can still
@@ -129,7 +129,7 @@ def explore(question: PlanQuestion, plan: ParallelPlan) -> Explored:
     return Explored(plan=plan, tried=(lone, *whole, *(t for t in sliced if t.settings not in seen)))
 
 
-def late_watch(question: PlanQuestion, settings: Settings) -> LateWatch:
+def late_watch(question: Question, settings: Settings) -> LateWatch:
     """What stops a run of ``settings`` as soon as it must miss the SLA."""
     max_running = settings.plan.dp * settings.caps.max_num_seqs
     return LateWatch(question.workload, question.sla, max_running=max_running)
@@ -146,7 +146,7 @@ def busiest(workload: Workload, num_requests: int) -> Workload:
     return replace(workload, arrivals=workload.arrivals[first : first + num_requests])
 
 
-def _alone(question: PlanQuestion, node: Node, options: list[Settings]) -> Tried:
+def _alone(question: Question, node: Node, options: list[Settings]) -> Tried:
     """The bounds that single requests give for all of the options."""
     key = options[0].plan, tuple(c.key for c in bounded_alone(question.sla))
     found = question.cache.alone.get(key)
@@ -156,7 +156,7 @@ def _alone(question: PlanQuestion, node: Node, options: list[Settings]) -> Tried
     return Tried(settings=options[0], judged_on=JudgedOn.ALONE, metrics=found)
 
 
-def _whole(question: PlanQuestion, settings: Settings) -> Tried:
+def _whole(question: Question, settings: Settings) -> Tried:
     try:
         flat = question.flat(settings, on_progress=late_watch(question, settings))
     except CertainMissError as miss:
@@ -165,7 +165,7 @@ def _whole(question: PlanQuestion, settings: Settings) -> Tried:
     return Tried(settings=settings, judged_on=JudgedOn.WHOLE, metrics=flat)
 
 
-def _compare_whole(question: PlanQuestion, options: list[Settings]) -> list[Tried]:
+def _compare_whole(question: Question, options: list[Settings]) -> list[Tried]:
     """As :func:`_compare_on_slice`, on the whole of a short workload."""
     first = _whole(question, options[0])
     if _is_hopeless(first, question.sla):
@@ -173,7 +173,7 @@ def _compare_whole(question: PlanQuestion, options: list[Settings]) -> list[Trie
     return [first, *(_whole(question, settings) for settings in options[1:])]
 
 
-def _compare_on_slice(question: PlanQuestion, options: list[Settings]) -> list[Tried]:
+def _compare_on_slice(question: Question, options: list[Settings]) -> list[Tried]:
     """Try the backend's own caps, then others, unless the former show that no caps help."""
     piece = busiest(question.workload, _slice_requests(question))
     first = _on_slice(question, piece, options[0])
@@ -182,14 +182,14 @@ def _compare_on_slice(question: PlanQuestion, options: list[Settings]) -> list[T
     return [first, *(_on_slice(question, piece, settings) for settings in options[1:])]
 
 
-def _slice_requests(question: PlanQuestion) -> int:
+def _slice_requests(question: Question) -> int:
     """Requests of a slice: enough that the slice alone can show that too many are late."""
     limits = late_limits(question.sla, len(question.workload))
     most = max((limit.num_allowed for limit in limits), default=0)
     return max(SLICE_REQUESTS, min(3 * most, len(question.workload) // 5))
 
 
-def _on_slice(question: PlanQuestion, piece: Workload, settings: Settings) -> Tried:
+def _on_slice(question: Question, piece: Workload, settings: Settings) -> Tried:
     key = RunKey(part=len(piece))
     facts = question.facts(settings, key, piece)
     miss = certain_miss(
@@ -210,7 +210,7 @@ def _on_slice(question: PlanQuestion, piece: Workload, settings: Settings) -> Tr
 
 
 def _whole_runs(
-    question: PlanQuestion,
+    question: Question,
     sliced: list[Tried],
     objective: Objective,
     *,

@@ -8,7 +8,7 @@ from engine.executors.protocol import StepTimer
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from tuner.described.node import Node
-from tuner.planner.question import PlanQuestion
+from tuner.planner.question import Question
 from tuner.search.design import ruled_settings
 from tuner.workload.workload import Workload
 
@@ -69,7 +69,7 @@ def needed_kv_tokens(node: Node, workload: Workload) -> int:
     return max(min(longest, node.context_tokens), node.block_size)
 
 
-def fitting_settings(question: PlanQuestion, node: Node, plan: ParallelPlan) -> list[Settings]:
+def fitting_settings(question: Question, node: Node, plan: ParallelPlan) -> list[Settings]:
     """A plan's settings that fit: activations of large steps may leave too little room for KV."""
     options = plan_settings(
         plan, node.timer(plan), node.backend.default_caps, has_rungs=node.has_rungs

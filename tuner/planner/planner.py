@@ -29,7 +29,7 @@ from tuner.planner.explore import (
 from tuner.planner.failures import Failure, Why, list_failures
 from tuner.planner.fitting import memory_reason
 from tuner.planner.pool import Jobs, Workers
-from tuner.planner.question import AS_TOLD, PlanQuestion
+from tuner.planner.question import AS_TOLD, Question
 from tuner.planner.run_cache import RunCache
 from tuner.search.design import rank_point
 from tuner.spec.errors import TunerError
@@ -50,7 +50,7 @@ class PlanReport:
     requests (``is_from_alone``), which are at least as good as any run under load.
     """
 
-    question: PlanQuestion
+    question: Question
     num_devices: int
     goal: Goal
     selection: Selection
@@ -94,7 +94,7 @@ def make_plan(
     """
     goal = goal or Goal()
     with Workers(jobs) as workers:
-        question = PlanQuestion(
+        question = Question(
             # Timers may hold what cannot go to another process; each makes its own.
             node=replace(node),
             workload=workload,
@@ -113,7 +113,7 @@ def make_plan(
 
 def plan_question(
     workers: Workers,
-    question: PlanQuestion,
+    question: Question,
     *,
     devices: int,
     goal: Goal,
@@ -181,7 +181,7 @@ def split_plans(
 
 
 def _explore_all(
-    workers: Workers, question: PlanQuestion, plans: list[ParallelPlan], on_progress: OnPlanning
+    workers: Workers, question: Question, plans: list[ParallelPlan], on_progress: OnPlanning
 ) -> list[Explored]:
     # Many replicas and stages take longest to simulate, so they come first and no core idles at the
     # end.
@@ -201,16 +201,14 @@ def _explore_all(
     return sorted((each for each, _ in found), key=lambda e: (e.plan.world_size, e.plan))
 
 
-def _explore(
-    question: PlanQuestion, task: tuple[ParallelPlan, RunCache]
-) -> tuple[Explored, RunCache]:
+def _explore(question: Question, task: tuple[ParallelPlan, RunCache]) -> tuple[Explored, RunCache]:
     """A judged plan, given its known runs, together with the runs that judging it took."""
     plan, cache = task
     return explore(replace(question, cache=cache), plan), cache
 
 
 def _points(
-    workers: Workers, question: PlanQuestion, explored: list[Explored], on_progress: OnPlanning
+    workers: Workers, question: Question, explored: list[Explored], on_progress: OnPlanning
 ) -> tuple[list[OperatingPoint], bool]:
     """Points of whole simulations, else those of single requests, with True for the latter."""
     whole = [tried.point for e in explored for tried in e.whole]
@@ -227,7 +225,7 @@ def _points(
     ], False
 
 
-def _known_alone(question: PlanQuestion, points: Sequence[OperatingPoint]) -> PlanQuestion:
+def _known_alone(question: Question, points: Sequence[OperatingPoint]) -> Question:
     """The question with only the constraints that single requests bound: these ruled plans out."""
     seen = {key for point in points for key in point.metrics}
     known = tuple(c for c in question.sla.per_run if c.key in seen)
@@ -249,7 +247,7 @@ def _nearest(explored: list[Explored], sla: Sla) -> list[Settings]:
 
 def _select(
     workers: Workers,
-    question: PlanQuestion,
+    question: Question,
     points: list[OperatingPoint],
     objective: Objective,
     on_progress: OnPlanning,

@@ -17,7 +17,7 @@ AS_TOLD = RunKey()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanQuestion:
+class Question:
     """A load on a node under an SLA.
 
     It goes to worker processes without its ``cache``, the runs of this load so far.

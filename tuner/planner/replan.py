@@ -12,7 +12,7 @@ from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.planner.planner import PlanReport, plan_question
 from tuner.planner.pool import Jobs, Workers
-from tuner.planner.question import PlanQuestion
+from tuner.planner.question import Question
 from tuner.planner.run_cache import RunCache
 from tuner.workload.workload import Workload
 
@@ -32,9 +32,9 @@ class Replanner:
         # No run depends on how many devices are left idle.
         self._caches = {report.question.workload: report.question.cache}
 
-    def question(self, workload: Workload, sla: Sla) -> PlanQuestion:
+    def question(self, workload: Workload, sla: Sla) -> Question:
         """What is asked of each plan under this load and SLA, with the runs already made."""
-        return PlanQuestion(
+        return Question(
             node=self._node,
             workload=workload,
             sla=sla,

@@ -23,7 +23,7 @@ from policies.select import needed_bound
 from policies.sla import Sla
 from tuner.planner.dependable import dependable_as_planned
 from tuner.planner.planner import PlanReport
-from tuner.planner.question import PlanQuestion
+from tuner.planner.question import Question
 from tuner.planner.replan import Replanner
 from tuner.planner.tightest import TightestSearch, bound_scale, load_scale
 from tuner.spec.errors import TunerError
@@ -273,7 +273,7 @@ def _needed_share(
     return max([search.scale.least_share, *shares]) if shares else 0.5
 
 
-def _growth(question: PlanQuestion, relaxed: Constraint, point: OperatingPoint) -> str | None:
+def _growth(question: Question, relaxed: Constraint, point: OperatingPoint) -> str | None:
     """Why no bound holds for long: the same traffic for twice the time makes ``relaxed`` worse and
     worse. None where it is stable."""
     workload = question.workload

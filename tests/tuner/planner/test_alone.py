@@ -10,14 +10,13 @@ from engine.spec.plan import parse_plan
 from policies.report import flat_metrics
 from policies.sla import Sla
 from tests.tuner.worlds import open_loop
-from tuner.capacity.probe import CapacityQuestion
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.planner.alone import SLACK, alone_metrics, alone_reason
-from tuner.planner.dependable import dependable_under
+from tuner.planner.dependable import asked_of, dependable_under
 from tuner.planner.explore import explore
 from tuner.planner.fitting import plan_settings
-from tuner.planner.question import PlanQuestion
+from tuner.planner.question import Question
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Arrival, Workload, WorkloadSource
 
@@ -57,9 +56,7 @@ def test_one_long_prompt_in_many_does_not_condemn_a_plan(node: Node) -> None:
     source = WorkloadSource(spec="test", seed=0, sha256="", rows=200, span_s=500.0)
     load = Workload(arrivals=arrivals, source=source)
     sla = Sla.parse("p99_ttft_ms<=1000")
-    found = explore(
-        PlanQuestion(node=node, workload=load, sla=sla, seed=0), parse_plan("tp=4").plan
-    )
+    found = explore(Question(node=node, workload=load, sla=sla, seed=0), parse_plan("tp=4").plan)
     assert found.reason is None
     assert any(t.point.is_met(sla.constraints[0]) for t in found.whole)
     strict = Sla.parse("ttft_ms<=1000")
@@ -104,8 +101,8 @@ def test_beginnings_that_a_prefix_cache_holds_condemn_no_plan(node: Node, is_fou
     load = Workload(arrivals=arrivals, source=source)
     sla = Sla.parse("p90_ttft_ms<=300")
     plan = parse_plan("tp=4").plan
-    found = explore(PlanQuestion(node=node, workload=load, sla=sla, seed=0), plan)
+    found = explore(Question(node=node, workload=load, sla=sla, seed=0), plan)
     assert (found.reason is None) == is_found
     assert any(t.point.is_met(sla.constraints[0]) for t in found.whole) == is_found
-    asked = CapacityQuestion.of_node(node, found.tried[0].settings, load, sla, seed=0)
+    asked = asked_of(node, found.tried[0].settings, load, sla, seed=0)
     assert (dependable_under(asked, node, load) is not None) == is_found

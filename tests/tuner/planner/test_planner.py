@@ -32,7 +32,7 @@ from tuner.planner.explore import (
 from tuner.planner.failures import Why
 from tuner.planner.fitting import MAX_CAPS, memory_reason, plan_settings
 from tuner.planner.planner import PlanReport, make_plan
-from tuner.planner.question import PlanQuestion
+from tuner.planner.question import Question
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
@@ -107,7 +107,7 @@ def test_a_plan_that_fits_under_smaller_caps_only_is_tried_under_those(workload:
     assert crowded.memory(plan).reason is not None
     assert memory_reason(crowded, plan, workload) is None
     sla = Sla.parse("p95_ttft_ms<=60000")
-    explored = explore(PlanQuestion(node=crowded, workload=workload, sla=sla, seed=0), plan)
+    explored = explore(Question(node=crowded, workload=workload, sla=sla, seed=0), plan)
     caps = {
         (t.settings.caps.max_num_seqs, t.settings.caps.max_num_batched_tokens)
         for t in explored.tried
@@ -222,7 +222,7 @@ def test_when_all_are_overloaded_the_nearest_still_has_numbers(node: Node) -> No
 def test_long_workloads_compare_caps_on_a_slice_and_say_so(node: Node) -> None:
     load = parse_workload("poisson:rate=8,input=600,output=8,requests=650", seed=1)
     sla = Sla.parse("p95_ttft_ms<=3000,p95_tpot_ms<=400")
-    question = PlanQuestion(node=node, workload=load, sla=sla, seed=0)
+    question = Question(node=node, workload=load, sla=sla, seed=0)
     found = explore(question, parse_plan("tp=4").plan)
     kinds = [tried.judged_on for tried in found.tried]
     assert 1 <= kinds.count(JudgedOn.WHOLE) <= 2
@@ -349,7 +349,7 @@ def test_a_plans_fastest_settings_run_to_the_end_whatever_is_looked_for(tmp_path
     # Here the caps that cost least per token are not those with the lowest latencies.
     trace = tmp_path / "azure.csv"
     trace.write_text(trace_text(parse_workload("azure-like:", seed=1), TraceForm.AZURE))
-    question = PlanQuestion(
+    question = Question(
         node=describe_node(
             model="llama-3.1-70b", hardware="8xh200", dtype="fp8", backend="vllm@0.12"
         ),

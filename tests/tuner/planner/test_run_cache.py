@@ -15,7 +15,7 @@ from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.planner.bounds import CertainMissError
 from tuner.planner.explore import late_watch
-from tuner.planner.question import AS_TOLD, PlanQuestion
+from tuner.planner.question import AS_TOLD, Question
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Arrival, Workload, WorkloadSource
 
@@ -34,10 +34,8 @@ def node() -> Node:
     return describe_node(model="llama-3.1-8b", hardware="1xh100", backend="gearshift")
 
 
-def ask(
-    node: Node, sla: Sla = SLA, spec: str = "poisson:rate=20,input=200,output=8"
-) -> PlanQuestion:
-    return PlanQuestion(
+def ask(node: Node, sla: Sla = SLA, spec: str = "poisson:rate=20,input=200,output=8") -> Question:
+    return Question(
         node=node, workload=parse_workload(f"{spec},requests=60", seed=1), sla=sla, seed=0
     )
 
@@ -74,7 +72,7 @@ def test_where_beginnings_are_kept_caps_that_leave_them_less_room_need_a_run(cou
     )
     source = WorkloadSource(spec="test", seed=0, sha256="", rows=count, span_s=9.0 * (count - 1))
     load = Workload(arrivals=arrivals, source=source)
-    question = PlanQuestion(node=small, workload=load, sla=SLA, seed=0)
+    question = Question(node=small, workload=load, sla=SLA, seed=0)
     question.flat(WIDE)
     other = replace(WIDE, caps=replace(WIDE.caps, max_num_seqs=200))
     room = min(small.num_kv_blocks(s.plan, s.caps) for s in (WIDE, other)) * small.block_size

@@ -9,34 +9,32 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-# About this share of the requests meets the SLA when as many are let in as are carried.
+# Of those let in at the rate that is carried about this share meets the SLA.
 MET_OF_CARRIED = 0.9
-# The least share of the finish rate that is let in, however few waiting requests the SLA bears: an
-# engine with free rows takes several in at once, which the formula for a single line leaves out.
+# Where the SLA bears few waiting, less than that can be let in of what ends: half at least, since
+# with rows free an engine does not take in one after the other.
 LEAST_ROOM = 0.5
 ROOM_HALVINGS = 12
-# A rate this close to the one in force is not worth a new policy version.
+# A rate that is this close to the one in force is not worth a policy version.
 SAME_RATE = 0.05
-# While nobody waits for long, a limit grows by GROWTH at every look; it is cut to CUT when somebody
-# does (as additive increase and multiplicative decrease, with steps relative to the limit: Chiu and
-# Jain 1989). Once somebody did, the level that is known to be good is left only in steps of PROBE,
-# just above SAME_RATE.
+# While nobody waits for long a limit grows by so much at every look, and is halved where somebody
+# does (additive increase and multiplicative decrease, in steps of a share: Chiu and Jain 1989).
+# Once somebody did, what is known to do is left in small steps, just above what is worth a version.
 GROWTH = 1.25
 PROBE = 1.06
 CUT = 0.5
-# After each step that fails again, the next one waits twice as long, at most this many times
-# ``calm_s``: every failed step makes somebody miss.
+# A step that failed again is waited for twice as long, up to so many times ``calm_s``: somebody
+# misses each time.
 MOST_HOLDS = 4
-# The queue beyond a set point is worked off in DRAIN_S (proportional control of its length). That
-# is two looks, so that the delay of one look does not make it swing. The set point is a share of
-# the queue that the SLA bears; a queue beyond it counts only if it is longer than CHANCE standard
-# deviations, too.
+# What waits beyond a set point is worked off in so long (proportional control of the queue's
+# length): two looks, so that one look's delay does not make it swing. The set point is this share
+# of what the SLA bears. A queue is felt beyond it, if not by so many standard deviations of chance.
 DRAIN_S = 20.0
 SETPOINT = 0.5
 CHANCE = 2.0
-# How fast the smoothed finish rate follows: windows overlap and hold few requests.
+# Rates at which queues are worked off are smoothed: windows overlap, and hold few requests.
 WORKED_ALPHA = 0.3
-# However long the queue, this share of the level is let in.
+# Of those that would be let in if nobody waited so many come in whatever waits.
 LEAST_SHARE = 0.05
 
 
@@ -265,7 +263,7 @@ def _step_back(
 def _grown(
     memory: SheddingMemory, overload: Overload, limits: SheddingLimits, level: float
 ) -> float:
-    """The next level: at once up to what is known as good, further only some time after trouble."""
+    """At once as far as is known to do, and further only some time after the last trouble."""
     good, troubled_s = memory.good_rps, memory.troubled_s
     if overload.excess:
         return level
@@ -278,7 +276,7 @@ def _grown(
 
 
 def _drained(memory: SheddingMemory, overload: Overload) -> SheddingMemory:
-    """The memory with the limit that level and queue ask for, if that is worth a policy version."""
+    """With the limit that the level and the queue ask for, if that is worth a version."""
     level, ours = memory.level_rps, memory.commanded_rps
     assert level is not None, "a level was found"
     asked = max(level - overload.excess / DRAIN_S, LEAST_SHARE * level)

@@ -13,6 +13,7 @@ from api.cli.common import (
     end_interrupted,
     fail,
     log,
+    print_json,
     progress_bar,
     progress_console,
 )
@@ -113,11 +114,12 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
     _warn_about_answers(short, run.num_wrong_usages)
     name = _told(server, served)
     document = _document(run, load, sla, name=name, seed=replayed.seed, short=short)
-    output.hand_out(
-        document,
-        picture=lambda: _picture(measurement, sla, name, load, replayed.seed),
-        tell=lambda: _print_tables(document, measurement, sla),
-    )
+    output.write(document)
+    output.draw(lambda: _picture(measurement, sla, name, load, replayed.seed))
+    if output.as_json:
+        print_json(document)
+    else:
+        _print_tables(document, measurement, sla)
     end(ExitCode.INTERRUPTED if run.is_interrupted else ExitCode.of(measurement, sla))
 
 

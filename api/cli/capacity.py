@@ -15,10 +15,12 @@ from api.cli.common import (
     end_not_met,
     fail,
     log,
+    print_json,
     print_lines,
     progress_bar,
     progress_console,
 )
+from api.cli.engine_options import read_rungs
 from api.cli.grouped import grouped
 from api.cli.groups import LocalMachine, PinnedPlan, PrefixCacheOption
 from api.cli.pictured import DrawnOutput
@@ -26,6 +28,8 @@ from api.cli.plan import PlannedWorkload
 from api.cli.simulate import NamedCaps, Place
 
 if TYPE_CHECKING:
+    from policies.sla import Sla
+    from tuner.answers.cases import Question
     from tuner.capacity.search import OnProbe
 
 
@@ -93,21 +97,47 @@ def capacity(
     elif model is None:
         fail("--model is missing: name one to simulate, or --url of a running server")
     else:
-        question = place.question(model, planned, plan, caps, sla=sla, prefix_cache=prefix_cache)
+        question = _question(model, planned, plan, caps, place, sla, prefix_cache)
         case = place.case(question, machine, has_intervals=True)
         with _progress() as show:
             answer = carried(question, case, sla=sla, num_draws=draws.draws, on_probe=show)
         document, facts, title = answer.document, [*answer.title.parts], answer.title.lines()
-    driven = live_lines(document) if "live" in document else []
-    output.hand_out(
-        document,
-        picture=lambda: capacity_picture(document, facts=facts, sla=sla),
-        tell=lambda: print_lines([*title, *capacity_lines(document), *driven]),
-    )
+    output.write(document)
+    output.draw(lambda: capacity_picture(document, facts=facts, sla=sla))
+    if output.as_json:
+        print_json(document)
+    else:
+        driven = live_lines(document) if "live" in document else []
+        print_lines([*title, *capacity_lines(document), *driven])
     if document.get("is_interrupted"):
         end_interrupted()
     if document["capacity"]["load"] is None:
         end_not_met()
+
+
+def _question(
+    model: str,
+    planned: PlannedWorkload,
+    plan: PinnedPlan,
+    caps: NamedCaps,
+    place: Place,
+    sla: Sla,
+    prefix_cache: bool | None,
+) -> Question:
+    from tuner.answers.cases import Question
+
+    return Question(
+        model=model,
+        spec=plan.spec,
+        workload=planned.read_workload(),
+        sla=sla,
+        seed=planned.seed,
+        mode=plan.mode,
+        rungs=read_rungs(plan.rungs),
+        caps=caps,
+        served=place,
+        prefix_cache=prefix_cache,
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import typer
 from api.cli.common import (
     end_not_met,
     log,
+    print_json,
     print_lines,
     progress_bar,
     progress_console,
@@ -24,8 +25,7 @@ from api.cli.simulate import NamedCaps, Place
 from engine.spec.modes import AUTO
 from engine.spec.plan import ParallelPlan, PlanSpec
 from policies.numbers import short
-from tuner.answers.cases import Question
-from tuner.answers.this_machine import local_caps, local_machine
+from tuner.answers.cases import Question, local_caps, local_machine
 
 if TYPE_CHECKING:
     from tuner.comparison import compare as comparing
@@ -111,12 +111,13 @@ def compare(
         origin={**where.origin, **_steps(where, runs)},
         warnings=where.warnings,
     )
-
-    def tell() -> None:
+    output.write(document)
+    output.draw(lambda: _picture(document))
+    if output.as_json:
+        print_json(document)
+    else:
         print_lines(where.title.lines())
         _print(document)
-
-    output.hand_out(document, picture=lambda: _picture(document), tell=tell)
     if asked.sla is not None and not any(run.num_met == comparing.draws for run in runs):
         end_not_met()
 

@@ -25,7 +25,7 @@ ViewT = TypeVar("ViewT", bound="View")
 SERVICE = "http://127.0.0.1:8700"
 SERVICE_VARIABLE = "GEARSHIFT_SERVICE"
 AWAY = f"; does 'gearshift serve' run there? Another address: --service, or {SERVICE_VARIABLE}"
-# The most rows of one page of a list.
+# A page of a list has no more rows.
 MOST_ROWS = 500
 NewestOption = Annotated[
     int, typer.Option(min=1, max=MOST_ROWS, metavar="N", help="So many, the newest.")

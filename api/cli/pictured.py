@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli.common import print_json
 from api.cli.groups import Output, check_writable, writing
 
 if TYPE_CHECKING:
@@ -57,19 +56,3 @@ class DrawnOutput(Plot, Output):
         """End before any work where a file could not be written after it."""
         Output.check(self)
         Plot.check(self)
-
-    def hand_out(
-        self,
-        document: dict[str, Any],
-        *,
-        picture: Callable[[], Picture],
-        tell: Callable[[], None],
-    ) -> None:
-        """Write and draw what is asked for, and print the document as JSON, or by ``tell`` in
-        words. Ends where a file cannot be written."""
-        self.write(document)
-        self.draw(picture)
-        if self.as_json:
-            print_json(document)
-        else:
-            tell()

@@ -13,6 +13,7 @@ from api.cli.answers import next_step
 from api.cli.common import (
     end_not_met,
     log,
+    print_json,
     print_lines,
     progress_bar,
     progress_console,
@@ -116,14 +117,15 @@ def plan(
     document = answer.document
     for warning in document["warnings"]:
         log(f"warning: {warning}")
-
-    def tell() -> None:
+    output.write(document)
+    output.draw(answer.picture)
+    if output.as_json:
+        print_json(document)
+    else:
         print_lines(answer.title.lines())
         print_answer(report, document)
         if (step := next_step(document, output.out)) is not None:
             print_lines([step])
-
-    output.hand_out(document, picture=answer.picture, tell=tell)
     if document["infeasible"] is not None:
         end_not_met()
 

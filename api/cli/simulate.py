@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import end, log, print_lines
+from api.cli.common import end, log, print_json, print_lines
 from api.cli.engine_options import MOST_SEQS, MOST_TOKENS, ModelNameOption, read_rungs
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
@@ -18,7 +18,6 @@ from api.cli.groups import (
     LocalMachine,
     PinnedPlan,
     PrefixCacheOption,
-    WorkloadOptions,
     check_writable,
     writing,
 )
@@ -27,8 +26,7 @@ from policies.numbers import short
 from tuner.answers import asked
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from engine.spec.measurement import Measurement
     from engine.spec.settings import Settings
     from policies.sla import Sla
     from tuner.answers.cases import Case, Question
@@ -65,40 +63,9 @@ class Place(Described):
         str | None, typer.Option(help="Described hardware instead, as in 8xh200.")
     ] = None
 
-    def question(
-        self,
-        model: str,
-        load: WorkloadOptions,
-        plan: PinnedPlan,
-        caps: NamedCaps,
-        *,
-        sla: Sla | None,
-        prefix_cache: bool | None,
-    ) -> Question:
-        """What is asked of one plan there.
-
-        Raises:
-            TunerError, PlanError: a workload or plan that cannot be read.
-        """
-        from tuner.answers.cases import Question
-
-        return Question(
-            model=model,
-            spec=plan.spec,
-            workload=load.read_workload(),
-            sla=sla,
-            seed=load.seed,
-            mode=plan.mode,
-            rungs=read_rungs(plan.rungs),
-            caps=caps,
-            served=self,
-            prefix_cache=prefix_cache,
-        )
-
     def case(self, question: Question, machine: LocalMachine, *, has_intervals: bool) -> Case:
         """The question there; ends on an option of the other kind of place."""
-        from tuner.answers.cases import described
-        from tuner.answers.this_machine import on_this_machine
+        from tuner.answers.cases import described, on_this_machine
 
         if self.hardware is None:
             self.refuse_backend("--hardware")
@@ -132,11 +99,13 @@ class Documents(DrawnOutput):
         if self.samples is not None:
             check_writable(self.samples)
 
-    def write_samples(self, result: SimulationResult) -> None:
-        """Write the steps' samples where that is asked for; end where they cannot be written."""
+    def write_all(self, answer: Simulated) -> None:
+        """Write the files asked for; end where one cannot be written."""
+        self.write(answer.document)
+        self.draw(answer.picture)
         if self.samples is not None:
             with writing():
-                _write_samples(self.samples, result)
+                _write_samples(self.samples, answer.result)
 
 
 @grouped(
@@ -162,10 +131,21 @@ def simulate(
     ] = True,
 ) -> None:
     """Simulate a plan under a workload with the engine's own scheduler and a cost model."""
-    question = place.question(
-        model, judged, plan, caps, sla=judged.read_sla(), prefix_cache=prefix_cache
+    from tuner.answers.cases import Question
+
+    question = Question(
+        model=model,
+        spec=plan.spec,
+        workload=judged.read_workload(),
+        sla=judged.read_sla(),
+        seed=judged.seed,
+        mode=plan.mode,
+        rungs=read_rungs(plan.rungs),
+        caps=caps,
+        served=place,
+        prefix_cache=prefix_cache,
+        admit_rps=admit_rps,
     )
-    question = replace(question, admit_rps=admit_rps)
     documents.check()
     _answer(question, place.case(question, machine, has_intervals=intervals), documents)
 
@@ -176,11 +156,20 @@ def _answer(question: Question, case: Case, documents: Documents) -> None:
     from tuner.answers.simulated import run_case
 
     answer = run_case(question, case, on_stage=request_progress)
-    documents.write_samples(answer.result)
-    documents.hand_out(
-        answer.document, picture=answer.picture, tell=lambda: _tell(question, case, answer)
-    )
-    end(ExitCode.of(answer.result.measurement, question.sla))
+    documents.write_all(answer)
+    measurement = answer.result.measurement
+    if documents.as_json:
+        print_json(answer.document)
+    else:
+        print_lines(case.title.lines())
+        _print(
+            case.settings,
+            answer.document,
+            question.sla,
+            measurement,
+            has_shared=question.workload.shares_beginnings,
+        )
+    end(ExitCode.of(measurement, question.sla))
 
 
 def _write_samples(path: Path, result: SimulationResult) -> None:
@@ -192,72 +181,63 @@ def _write_samples(path: Path, result: SimulationResult) -> None:
     path.write_bytes(b"\n".join(lines) + b"\n")
 
 
-def _tell(question: Question, case: Case, answer: Simulated) -> None:
+def _print(
+    settings: Settings,
+    document: dict[str, Any],
+    sla: Sla | None,
+    measurement: Measurement,
+    *,
+    has_shared: bool,
+) -> None:
     from rich.console import Console
-
-    from policies.attainment import judge
-
-    document, sla = answer.document, question.sla
-    console = Console()
-    print_lines(case.title.lines())
-    console.print(_latencies(case.settings, document))
-    for line in _requests(document) + _steps_and_memory(document):
-        console.print(line)
-    if document["prefix_cache"]["enabled"] and question.workload.shares_beginnings:
-        cache = document["prefix_cache"]
-        share = cache["hit_tokens"] / max(1, cache["query_tokens"])
-        console.print(f"prefix cache: {share:.0%} of {cache['query_tokens']} prompt tokens found")
-    if (energy := document["energy"]) is not None:
-        console.print(
-            f"energy (estimate): {energy['joules'] / 3.6e6:.3g} kWh, mean {energy['mean_w']:.0f} W"
-        )
-    if sla is not None:
-        console.print(f"SLA {judge(sla, answer.result.measurement).verdict}")
-
-
-def _latencies(settings: Settings, document: dict[str, Any]) -> Table:
     from rich.table import Table
 
+    from policies.attainment import judge
     from policies.report import LATENCIES
 
-    intervals = document["intervals"] or {}
+    metrics, intervals = document["metrics"], document["intervals"] or {}
     table = Table("metric", "mean", "p50", "p90", "p95", "p99", "p95 interval")
     table.title = f"{settings}, simulated (ms)"
     for name in LATENCIES:
-        row = document["metrics"][name]
+        row = metrics[name]
         cells = ["-" if value is None else short(value) for value in row.values()]
         ends = intervals.get(f"p95_{name}")
         cells.append("-" if ends is None else f"{_end(ends['low'])} .. {_end(ends['high'])}")
         table.add_row(name.removesuffix("_ms"), *cells)
-    return table
-
-
-def _requests(document: dict[str, Any]) -> list[str]:
-    """What was served, turned away and failed."""
-    found = []
+    console = Console()
+    console.print(table)
     for name in ("throughput_tokens_per_s", "goodput_rps", "attainment"):
-        value = document["metrics"][name]
-        found.append(f"{name}: {'-' if value is None else short(value)}")
+        value = metrics[name]
+        console.print(f"{name}: {'-' if value is None else short(value)}")
     admission, total = document["admission"], sum(document["requests"].values())
     refused = admission["refused"] if admission else 0
     if admission:
         share = admission["admitted_attainment"]
         told = "" if share is None else f"; attainment of the others: {short(share)}"
-        found.append(f"admission: {refused} of {total} turned away{told}")
+        console.print(f"admission: {refused} of {total} turned away{told}")
     if failed := document["requests"]["errored"] - refused:
-        found.append(f"requests: {failed} of {total} failed, as they can never fit")
-    return found
-
-
-def _steps_and_memory(document: dict[str, Any]) -> list[str]:
+        console.print(f"requests: {failed} of {total} failed, as they can never fit")
     counts, memory = document["counts"], document["memory"]
     steps = ", ".join(f"{count} in {mode}" for mode, count in counts["steps"].items())
-    return [
+    console.print(
         f"steps: {steps}; {counts['mode_switches']} mode switches, "
-        f"{counts['preemptions']} preemptions",
+        f"{counts['preemptions']} preemptions"
+    )
+    console.print(
         f"memory: {memory['weight_bytes_per_rank'] / 1e9:.3g} GB of weights per rank, KV for "
-        f"{memory['kv_tokens']} tokens per replica",
-    ]
+        f"{memory['kv_tokens']} tokens per replica"
+    )
+    if document["prefix_cache"]["enabled"] and has_shared:
+        cache = document["prefix_cache"]
+        share = cache["hit_tokens"] / max(1, cache["query_tokens"])
+        console.print(f"prefix cache: {share:.0%} of {cache['query_tokens']} prompt tokens found")
+    if document["energy"] is not None:
+        energy = document["energy"]
+        console.print(
+            f"energy (estimate): {energy['joules'] / 3.6e6:.3g} kWh, mean {energy['mean_w']:.0f} W"
+        )
+    if sla is not None:
+        console.print(f"SLA {judge(sla, measurement).verdict}")
 
 
 def _end(value: float | None) -> str:

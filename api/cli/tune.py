@@ -13,6 +13,7 @@ from api.cli.common import (
     end_not_met,
     fail,
     log,
+    print_json,
     print_lines,
 )
 from api.cli.grouped import grouped
@@ -85,14 +86,15 @@ def tune(
         "is_interrupted": is_interrupted,
         "resume": job.keeper.resume_command if is_interrupted else None,
     }
-
-    def tell() -> None:
+    report.write(document)
+    report.draw(answer.picture)
+    if report.as_json:
+        print_json(document)
+    else:
         print_lines(answer.title.lines())
         print_answer(document, report.out)
         if (step := next_step(document, report.out)) is not None:
             print_lines([step])
-
-    report.hand_out(document, picture=answer.picture, tell=tell)
     if is_interrupted:
         end_interrupted()
     if document["recommendation"] is None:

@@ -52,7 +52,7 @@ from store.models import DecisionRow, EngineRow, Heartbeat
 from store.models.base import Json
 
 ACTOR = "controller"
-# A window of fewer requests is not judged against the SLA.
+# A window of fewer requests is not judged.
 MIN_REQUESTS = ControlLimits().min_requests
 
 
@@ -98,7 +98,7 @@ class CapacityLoop:
             engine.capacity_memory = capacity_to_json(memory)
         if not self._is_due(memory, table, current, seen, now):
             return False
-        before = policies.current_document(uow, engine)
+        before = PolicyDocument.from_json(policies.current(uow, engine).document)
         restarts = find_restarts(uow, engine)
         state = _state(engine, memory, table, current, before, seen, now, restarts)
         ahead = self._forecast(uow, engine, table, load_under_way(uow, engine, now), state.now_s)

@@ -139,7 +139,7 @@ def _observed_rps(
 
 
 def _peak_rps(uow: UnitOfWork, engine: EngineRow, table: CapacityTable) -> float | None:
-    """The forecast peak of the next minutes; None where nothing is kept of its load."""
+    """Of the next minutes; None where nothing is kept of its load."""
     now_s = time.time()
     since = datetime.fromtimestamp(now_s // SLOT_S * SLOT_S, UTC)
     under_way = load_slots(uow.engines.list_heartbeats(engine.id, since=since)).values()
@@ -155,7 +155,7 @@ def _most_devices(uow: UnitOfWork, engine: EngineRow) -> int:
 
 
 def _left_out(engine: EngineRow, whole: CapacityTable, found: Advice) -> list[str]:
-    """What the server cannot be told of the table's settings; the entry holds only what it can."""
+    """Of the settings as the table has them: the entry itself holds only what can be told."""
     told = found.entry and found.entry.settings
     named = next((e.settings for e in whole.entries if expressible(e.settings) == told), None)
     return [] if named is None else list(left_out(str(engine.system), named))

@@ -26,7 +26,7 @@ PROBLEM_TYPE = "application/problem+json"
 CURSOR = "/query/cursor"
 BODY = ("body",)
 DOMAIN_ERRORS = (EngineError, PolicyInputError, TunerError, StoreError)
-# The length of ("body", NAME), the place of a field of the body itself.
+# ("body", NAME): a field of the body itself.
 TOP_LEVEL = 2
 
 

@@ -17,8 +17,7 @@ from policies.report import LATENCIES
 from policies.sla import Sla
 from tuner.answers.answer import Answer
 from tuner.answers.asked import ThisMachine
-from tuner.answers.cases import Case, Question, described
-from tuner.answers.this_machine import on_this_machine
+from tuner.answers.cases import Case, Question, described, on_this_machine
 from tuner.answers.words import question_of
 from tuner.described.document import simulation_json, with_interval
 from tuner.described.title import Title

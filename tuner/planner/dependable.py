@@ -18,7 +18,7 @@ from tuner.planner.certainty import with_runs
 from tuner.planner.explore import late_watch
 from tuner.planner.pool import Workers
 from tuner.planner.question import Question
-from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
+from tuner.simulation.simulate import OnProgress, no_progress
 from tuner.workload.workload import Workload
 
 
@@ -43,19 +43,6 @@ def dependable_as_planned(question: Question, settings: Settings) -> OperatingPo
 
 def _is_backlogged(node: Node, plan: ParallelPlan, load: Workload, sla: Sla) -> bool:
     return backlog_reason(node.timer(plan), plan, load, sla, node.computed_tokens(load)) is not None
-
-
-def asked_of(node: Node, settings: Settings, workload: Workload, sla: Sla, *, seed: int) -> Asked:
-    """A boundary search's question: at what load ``settings`` on the node are dependable."""
-
-    def run_on(load: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
-        return node.simulate(
-            settings, load, seed=seed, step_scale=step_scale, on_progress=on_progress
-        )
-
-    return Asked(
-        settings=settings, run_on=run_on, workload=workload, sla=sla, interval=node.interval
-    )
 
 
 def dependable_under(asked: Asked, node: Node, load: Workload) -> OperatingPoint | None:

@@ -63,7 +63,6 @@ def list_failures(explored: Sequence[Explored], sla: Sla) -> list[Failure]:
 
 
 def _failure(each: Explored, sla: Sla) -> Failure:
-    text = str(each.plan)
     if each.reason is not None:
         return _ruled_out(each, each.reason, sla)
     if each.whole:
@@ -80,7 +79,7 @@ def _failure(each: Explored, sla: Sla) -> Failure:
     others = len({t.settings for t in each.tried}) - 1
     more = f" (best of {others + 1} settings)" if others else ""
     return Failure(
-        plan=text,
+        plan=str(each.plan),
         why=Why.of(worst) if worst else Why.LOAD,
         detail=f"{detail}{more}",
         judged_on=best.judged_on,

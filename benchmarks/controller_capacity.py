@@ -41,7 +41,7 @@ from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.described.reshape_cost import reshape_seconds
-from tuner.planner.carried import find_table as find_carried
+from tuner.planner.capacity_table import find_table as find_carried
 from tuner.planner.planner import make_plan
 from tuner.simulation.steering_capacity import CapacitySteering
 from tuner.workload.parse import parse_workload

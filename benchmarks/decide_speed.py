@@ -25,7 +25,9 @@ from api.control.controller import Controller
 from api.documents.policy import PolicyDocument, model_to_json
 from api.schemas.serving import Acknowledge
 from api.services.audit import service_caller
-from api.services.policies import adopt, current, note_ack
+from api.services.in_force import adopt
+from api.services.policies import current
+from api.services.policy_acks import note_ack
 from api.web.context import AppContext
 from api.web.metrics import ServiceMetrics
 from api.web.settings import ServiceSettings

@@ -21,8 +21,8 @@ import numpy as np
 from policies.constraint import Op
 from policies.sla import Sla
 from tuner.described.parse import describe_node
-from tuner.planner.again import PlanAgain, plan_again
 from tuner.planner.planner import PlanReport, make_plan
+from tuner.planner.replan import Replanner, replanner
 from tuner.planner.ways_out import WaysOut, find_ways_out, with_bound
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
@@ -87,13 +87,13 @@ def draw_questions(seed: int, requests: int) -> Iterator[Asked]:
         )
 
 
-def check_ways(report: PlanReport, ways: WaysOut, again: PlanAgain) -> list[Check]:
+def check_ways(report: PlanReport, ways: WaysOut, replan: Replanner) -> list[Check]:
     """Every way out planned once more, and a tighter one."""
     load, sla, devices = report.question.workload, report.question.sla, report.num_devices
 
     def is_met(*, factor: float = 1.0, sla: Sla = sla, count: int = devices) -> bool:
         try:
-            return again(stretch(load, factor), sla, count).selection.best is not None
+            return replan(stretch(load, factor), sla, count).selection.best is not None
         except TunerError:
             return False
 
@@ -148,8 +148,8 @@ def answer(asked: Asked, jobs: int) -> list[Check] | None:
         return None
     if report.selection.best is not None:
         return None
-    with plan_again(report, jobs=jobs) as again:
-        return check_ways(report, find_ways_out(report, again), again)
+    with replanner(report, jobs=jobs) as replan:
+        return check_ways(report, find_ways_out(report, replan), replan)
 
 
 def report_lines(found: list[tuple[Asked, list[Check], float]], command: str) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 import psutil
 
@@ -22,12 +21,7 @@ class OtherPrograms:
         self._busy_s, self._own_s, self._started_s = _busy_s(), own_cpu_s(), time.monotonic()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         others_s = (_busy_s() - self._busy_s) - (own_cpu_s() - self._own_s)
         wall_s = time.monotonic() - self._started_s
         self.share = max(0.0, others_s) / (wall_s * (psutil.cpu_count() or 1))

@@ -52,7 +52,7 @@ from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.described.step_error import mean_active
 from tuner.planner.certainty import LOAD_OFF, with_runs
-from tuner.planner.explore import needed_kv_tokens
+from tuner.planner.fitting import needed_kv_tokens
 from tuner.planner.pool import Workers
 from tuner.planner.question import Question
 from tuner.spec.errors import TunerError

@@ -346,7 +346,7 @@ class Engine:
 
     def _max_model_len(self, plan: ParallelPlan) -> int:
         capacity = num_kv_blocks(self.config, self.model, plan) * self.config.block_size
-        return min(self.config.max_model_len or self.model.max_positions, capacity)
+        return min(self.model.context_tokens(self.config.max_model_len), capacity)
 
     # -- plans and policies --------------------------------------------------------------------
 

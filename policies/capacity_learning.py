@@ -12,22 +12,25 @@ from policies.capacity_watch import is_queue_standing
 from policies.load_history import surely
 from policies.sla import Sla
 
-# Bounds of the correction by observation: it goes towards caution only.
+# The correction by observation lies between this and 1: it only makes the table more cautious.
 LEAST_CORRECTION = 0.5
 CORRECTION_ALPHA = 0.3
 RECOVERY_ALPHA = 0.05
-# With a limit in force about what is carried comes in: that is no overload to wait for the end of.
+# With an admission limit in force, about as much comes in as is carried. Up to this much more is no
+# overload whose end must be waited for.
 ABOUT = 0.2
-# What was carried is below the rate that missed, by about this factor.
+# A rate that missed the SLA is more than is carried: this share of it is taken as carried.
 BELOW_MISSED = 0.9
-# Of an SLA that bounds no attainment so many requests may miss.
+# The share of requests that may miss where the SLA has no bound on attainment, and the least that
+# is ever allowed.
 USUAL_MISSES = 0.1
 LEAST_MISSES = 0.01
-# While fewer miss than this share of those that may, less of the margin is held: if none do, none
-# after so long, the time that forecasts look ahead. It is back as many times sooner as more miss.
+# While fewer requests miss than SPENT of those that may, the forecast's margin shrinks: to nothing
+# in CAUTION_S (as long as forecasts look ahead) if none miss. It grows again the faster the more
+# miss.
 SPENT = 0.5
 CAUTION_S = 300.0
-# A window stands for no more of the time since the one before.
+# After a longer pause, a window speaks only for this much of the time since the one before.
 STRETCH_S = 180.0
 
 

@@ -38,9 +38,9 @@ from policies.giving_back import due_back, note_enough
 from policies.shedding import Overload, begin_anew, lift, limit_admission
 from policies.surge import forget_surge
 
-# A queue that grew while devices started shall be gone in as long.
+# The queue that grows while devices start is to be worked off within this time.
 CATCH_UP_S = 60.0
-# While requests are turned away the queue is looked at again after so long: it is steered by that.
+# While requests are turned away, the limit follows the queue, so the queue is read this often.
 SHED_S = 10.0
 
 

@@ -224,7 +224,7 @@ class CapacityState:
     limits: CapacityLimits = field(default_factory=CapacityLimits)
 
     def cost(self, entry: CarriedRate) -> SwitchCost:
-        """Of going to ``entry``; nothing where nobody said."""
+        """The cost of going to ``entry``; nothing where nobody said."""
         index = self.table.entries.index(entry)
         return self.costs[index] if index < len(self.costs) else SwitchCost()
 

@@ -162,8 +162,8 @@ class CapacityTable:
 
 
 def undominated(entries: Iterable[CarriedRate]) -> tuple[CarriedRate, ...]:
-    """In order of devices, the entries that surely carry more than every entry with as many or
-    fewer.
+    """The entries that surely carry more than every entry with as many or fewer devices, fewest
+    devices first.
 
     The low ends of their intervals decide: what was never run stands behind what was, unless it
     carries more even at its slowest.

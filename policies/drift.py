@@ -26,7 +26,7 @@ LEAST_STEPS = 20
 LEAST_SHARE = 0.5
 # Nothing is said about steps that are larger than the foreseen sizes by more than this factor.
 MOST_BEYOND = 1.5
-# As others clamp what they learn live.
+# What is learned live is clamped to these factors, as other systems do.
 LEAST_RATIO, MOST_RATIO = 0.5, 2.0
 
 
@@ -86,7 +86,7 @@ class ForeseenSteps:
         self._points = {mode: np.array(sorted(found)).T for mode, found in points.items()}
 
     def seconds(self, mode: Mode, tokens: float) -> float | None:
-        """Of one step; None where no such step was foreseen."""
+        """The predicted seconds of one step; None where no such step was foreseen."""
         points = self._points.get(mode)
         if points is None:
             return None

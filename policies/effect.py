@@ -29,8 +29,8 @@ import numpy.typing as npt
 
 from policies.errors import PolicyInputError
 
-# Attainment may differ by a thousandth or by all of it; a bet is best at about effect / variance of
-# luck.
+# Attainment may differ by a thousandth or by all of it, and the best bet is about the effect over
+# the variance of luck: so bets of every size are made side by side.
 BETS = np.array([1.0, 3.0, 10.0, 30.0, 100.0])
 # Attainment is from 0 to 1.
 MOST = 1.0

@@ -18,9 +18,10 @@ from policies.errors import PolicyInputError
 from policies.forecasters import CONSTANT, FORECASTERS, LEVEL_SLOTS, Forecaster, Rates
 from policies.load_history import LoadHistory
 
-# Rolling origins that a forecaster is judged at.
+# The number of rolling origins at which a forecaster is judged.
 NUM_ORIGINS = 12
-# How far above everything seen a peak may be expected, and that of an engine too young to tell.
+# The factor above everything seen that a peak may be expected at, and that is expected of an engine
+# too young to tell.
 SURPRISE = 1.25
 # Rates below this count as this much: ratios of next to nothing say nothing.
 LEAST_RPS = 1e-3

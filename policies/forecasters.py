@@ -18,14 +18,14 @@ from policies.load_history import DAY_S, LoadHistory
 
 Rates = npt.NDArray[np.float64]
 
-# A fitted model sees this many slots at most: what is older says little of the next minutes, and
-# fitting time grows with it.
+# The most slots that a model is fitted to: older ones say little about the next minutes, and
+# fitting takes longer with more.
 MOST_FITTED = 120
-# Fewer make a trend of noise.
+# With fewer slots, a fit would take noise for a trend.
 LEAST_FITTED = 12
 # The constant is the mean of this many slots.
 LEVEL_SLOTS = 3
-# As many days are kept; the mean of these has less luck in it than one.
+# How many days are averaged: the mean has less luck in it than a single day.
 MOST_PERIODS = 3
 
 

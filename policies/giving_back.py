@@ -18,13 +18,14 @@ from policies.capacity_state import CapacityMemory, CapacityState
 from policies.capacity_table import CarriedRate
 from policies.forecasters import LEVEL_SLOTS
 
-# Of so few returns of a load the longest is often exceeded: that many times as long is waited.
+# Few returns of a load are known, so the next one often takes longer than the longest of them:
+# devices are kept this many times as long.
 PATIENCE = 2.0
 
 
 def note_enough(state: CapacityState, needed_rps: float) -> CapacityMemory:
-    """Since when each entry would have done without a break, whatever of the last minutes was luck,
-    with ``down_headroom`` to spare, and although nobody is turned away."""
+    """Note since when each entry would have been enough without a break: with ``down_headroom`` to
+    spare, however lucky the last minutes were, and while nobody is turned away."""
     entries, memory = state.table.entries, state.memory
     before = memory.enough_since_s
     if len(before) != len(entries):

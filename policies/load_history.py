@@ -177,18 +177,17 @@ class LoadHistory:
         slots: Iterable[LoadSlot],
         *,
         mix: tuple[float, float] | None = None,
-        slot_s: float = SLOT_S,
     ) -> LoadHistory:
-        """In order of time. A slot that nobody saw keeps the rate before it: no data is not
+        """The history of ``slots``. A slot that nobody saw keeps the rate before it: no data is not
         silence. If less than half as much was seen of the last slot as of the one before, it tells
         too little to count."""
         kept = sorted((s for s in slots if s.seen_s > 0), key=lambda s: s.start_s)
         if len(kept) > 1 and kept[-1].seen_s < kept[-2].seen_s / 2:
             kept.pop()
-        filled = list(_fill(kept, slot_s))
+        filled = list(_fill(kept))
         return cls(
             rates_rps=np.array([slot.rate_rps(mix) for slot in filled]),
-            slot_s=slot_s,
+            slot_s=SLOT_S,
             luck=np.array([luck_of(slot.requests) for slot in filled]),
         )
 
@@ -199,11 +198,11 @@ def luckiest(count: int) -> float:
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
 
 
-def _fill(slots: Sequence[LoadSlot], slot_s: float) -> Iterator[LoadSlot]:
+def _fill(slots: Sequence[LoadSlot]) -> Iterator[LoadSlot]:
     """The slots, and for each that is missing the one before it."""
     before: LoadSlot | None = None
     for slot in slots:
         if before is not None:
-            yield from [before] * (round((slot.start_s - before.start_s) / slot_s) - 1)
+            yield from [before] * (round((slot.start_s - before.start_s) / SLOT_S) - 1)
         yield slot
         before = slot

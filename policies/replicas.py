@@ -9,7 +9,8 @@ from policies.controller import equivalent_rate, nearest_mix
 from policies.decision import SmoothedLoad
 from policies.schedule import Schedule
 
-# A sum of ratios that exceeds an integer only by rounding needs no further engine.
+# A sum of ratios that exceeds an integer by less than this does so by rounding: it needs no further
+# engine.
 TOLERANCE = 1e-9
 
 

@@ -16,8 +16,8 @@ from policies.clock import ahead_s, back
 from policies.effect import Effect, effect_of, is_above, is_below
 from policies.errors import PolicyInputError
 
-# The most slices of the candidate: a test that needs more looks for a difference that nobody will
-# notice.
+# The most slices of the candidate: a difference that takes more slices to show is too small for
+# anybody to notice.
 MOST_SLICES = 1000
 # A candidate that has met few requests may serve this many times as long: with few requests, even
 # two equal settings are seldom told from a regression.
@@ -361,7 +361,7 @@ def _next_slice(state: CanaryState, canary: Canary) -> CanaryDecision:
 
 
 def _ended(canary: Canary, now_s: float) -> Canary:
-    """With no slice under way."""
+    """The canary with no slice under way."""
     current = canary.under_way
     if current is None:
         return canary

@@ -19,7 +19,7 @@ from statistics import NormalDist, fmean
 from policies.constraint import Constraint, Metric, Op
 from policies.slowness import Limit, chance_within
 
-# Farther than this nothing was simulated: P is at most 0.999.
+# Nothing was simulated farther out than this many standard errors, so P is at most 0.999.
 MOST_ROOM = 3.0
 # A bound is looked for within this factor of the value.
 WIDEST = 1e4

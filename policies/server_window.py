@@ -93,8 +93,8 @@ class ServerWindow:
         return self.tpot_ms is None and self.itl_ms is not None
 
     def histogram(self, metric: Metric) -> Histogram | None:
-        """Of a latency; None where the server has none, or nothing in it. Gaps between tokens
-        stand for TPOT where that is not counted: they spread wider than their means."""
+        """The histogram of a latency; None where the server has none, or an empty one. Gaps between
+        tokens stand for TPOT where that is not counted: they spread wider than their means."""
         is_itl = metric is Metric.TPOT_MS and self.judges_tpot_by_itl
         found: Histogram | None = self.itl_ms if is_itl else getattr(self, metric.value)
         return found if found is not None and found.count else None

@@ -21,18 +21,19 @@ from typing import Any
 
 from policies.errors import PolicyInputError
 
-# Times what is carried.
+# The rises that are watched for, as factors of what is carried.
 RISES = (1.25, 1.5, 2.0, 4.0)
-# An engine of which nothing is known comes in gusts of two: as `load_history.luck_of` has it.
+# Until something is known of an engine's arrivals they count as gusts of two requests, as in
+# `load_history.luck_of`; that assumption weighs as much as this many readings.
 FIRST_DISPERSION = 2.0
 FIRST_READINGS = 12
-# Dispersion is told from about as many readings.
+# About how many of the latest readings the dispersion is estimated from.
 MOST_READINGS = 60
-# A stretch of fewer requests than this says little of gusts, which are longer: readings are joined,
-# up to so many seconds of them.
+# A stretch with fewer requests than this is shorter than gusts are and says little about them, so
+# readings are joined until they have as many, or last MOST_STRETCH_S.
 LEAST_STRETCH = 20.0
 MOST_STRETCH_S = 60.0
-# One difference counts no more than one of three standard deviations: a step is no gust.
+# A squared difference is capped at three standard deviations: a step of the load is no gust.
 MOST_SQUARES = 9.0
 HOUR_S = 3600.0
 

@@ -11,9 +11,9 @@ from engine.transition.planning import Slot, Transition, plan_transition
 from policies.capacity_state import SwitchCost
 from policies.capacity_table import CapacityTable
 
-# For at most this long, a freed device finishes what it has: the engine's default.
+# The most time that a device to be freed may take to finish its requests: the engine's default.
 DRAIN_S = 30.0
-# Seconds that ranks of a plan take from their start until they can serve.
+# Seconds from the start of a plan's ranks until they can serve.
 StartSeconds = Callable[[ParallelPlan], float]
 
 
@@ -26,7 +26,7 @@ def switch_costs(
     model: ModelConfig,
     start_s: StartSeconds,
 ) -> tuple[SwitchCost, ...]:
-    """Of going from ``plan``, whose replicas are in the slots ``serving``, to each entry."""
+    """The cost of going from ``plan``, with replicas in the slots ``serving``, to each entry."""
     return tuple(
         _cost(
             plan_transition(plan, serving, target, inventory=inventory, model=model),

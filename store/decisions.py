@@ -11,7 +11,7 @@ from store.errors import NotFoundError
 from store.models import DecisionRow, MeasurementRow
 from store.paging import Page, PageRequest, fetch_page
 
-# How reasons begin: of the slow loop, and of the watch over what the model foresees.
+# Reasons of the slow loop, and of the watch over the model's predictions, begin with these.
 CAPACITY = "capacity_"
 MODEL = "model_"
 OTHERS = (CAPACITY, MODEL)

@@ -13,7 +13,7 @@ from store.models import DeviceLease
 from store.models.base import utc_now
 
 LEASES = cast("sa.Table", DeviceLease.__table__)
-# Statements are built once, and without objects, because every heartbeat runs them.
+# These statements are built once and make no ORM objects, because every heartbeat runs them.
 IS_HELD = LEASES.c.holder.in_(sa.bindparam("holders", expanding=True))
 IN_FORCE = LEASES.c.expires_at.is_(None) | (LEASES.c.expires_at > sa.bindparam("now"))
 ENDS = sa.select(LEASES.c.holder, LEASES.c.expires_at).where(IS_HELD, IN_FORCE)

@@ -23,20 +23,19 @@ LONG_COLUMNS = (
     EngineRow.capacity_memory,
     EngineRow.drift_memory,
 )
-# Of two services that share a database.
+# How far apart the clocks of two services that share a database may be.
 CLOCKS_APART = timedelta(seconds=5)
 BEATS = cast("sa.Table", Heartbeat.__table__)
 ENGINES = cast("sa.Table", EngineRow.__table__)
-# Statements are built once, and without objects: hundreds of heartbeats come in a second.
+# These statements are built once and make no ORM objects: hundreds of heartbeats come each second.
 ADD_BEATS = sa.insert(BEATS)
 STAMP = (
     sa.update(ENGINES)
     .where(ENGINES.c.id.in_(sa.bindparam("ids", expanding=True)))
     .values(last_heartbeat_at=sa.bindparam("now"))
 )
-# All engines in one row, "id version hash,id version hash,...": for every row that it fetches, a
-# driver gives the interpreter to other threads, so it would wait a thousand times for a thousand
-# rows.
+# All engines in one row, "id version hash,id version hash,...": the driver releases the interpreter
+# lock for every row that it fetches, so a thousand rows would mean a thousand waits for it.
 WISHES = sa.select(
     sa.func.aggregate_strings(
         ENGINES.c.id

@@ -15,9 +15,9 @@ from typing import IO, Protocol
 
 import sqlalchemy as sa
 
-# How soon PostgreSQL notices that a holder's machine is gone without a word, as after a power cut:
-# by default it asks after two hours, and as long nobody else gets the lock. Seconds of silence,
-# seconds between questions, and how many go without an answer; not on a unix socket.
+# How soon PostgreSQL notices that the holder's machine is gone without a word (a power cut). By
+# default it asks only after two hours, and until then nobody else gets the lock. Seconds of
+# silence, seconds between probes, and unanswered probes; a unix socket needs none of this.
 KEEPALIVES = {
     "tcp_keepalives_idle": 10,
     "tcp_keepalives_interval": 5,

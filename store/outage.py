@@ -11,10 +11,10 @@ import sqlalchemy as sa
 import structlog
 
 T = TypeVar("T")
-# Classes of SQLSTATE: connection exceptions, no resources (a full disk, too many clients),
-# operator intervention (shut down, starting up), rolled back for another transaction's sake.
+# Classes of SQLSTATE that pass: connection exceptions, no resources (a full disk, too many
+# clients), operator intervention (shut down, starting up), rolled back for another transaction.
 AWAY_STATES = ("08", "53", "57P", "40")
-# Beginnings of the names of SQLite's errors: locked, full or broken disk, no file, not writable.
+# Names of SQLite errors that pass begin so: locked, full or broken disk, no file, not writable.
 AWAY_NAMES = (
     "SQLITE_BUSY",
     "SQLITE_LOCKED",

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -20,6 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from store import notices
 from store.audit import AuditRepository
+from store.connections import LOG_PAGES, READ_ONLY, make_engine
 from store.cost_models import CostModelRepository
 from store.decisions import DecisionRepository
 from store.devices import DeviceRepository
@@ -40,15 +36,6 @@ from store.trials import TrialRepository
 from store.watched import Change, note, noted
 from store.workloads import WorkloadRepository
 
-SQLITE_BUSY_MS = 30_000
-CONNECT_S = 5
-READ_ONLY = "gearshift_read_only"
-# Pages of SQLite's log (4 KiB each). From this many on, :meth:`Database.checkpoint` empties the
-# log. If nobody calls that, a commit does so, at a number that a service never reaches.
-LOG_PAGES = 2_000
-MOST_LOG_PAGES = 16_000
-# What may be a user and a password in the text of a URL, however it is written.
-SECRET_PART = re.compile(r"//.*@", re.DOTALL)
 CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
@@ -260,95 +247,7 @@ class Database:
                 listener()
 
 
-def make_engine(url: str) -> sa.Engine:
-    """An engine with the connection settings Gearshift relies on.
-
-    SQLite: write-ahead log, foreign keys on, a busy timeout, and writers that take the write lock
-    when they begin. (A reader that starts to write half-way fails at once with "database is
-    locked", whatever the timeout.)
-
-    Raises:
-        StoreError: a URL that cannot be read, or of another kind of database.
-    """
-    parsed = read_url(url)
-    match parsed.get_backend_name():
-        case "sqlite":
-            if parsed.database in (None, "", ":memory:"):
-                raise StoreError("an in-memory SQLite cannot be shared; name a file")
-            engine = sa.create_engine(parsed)
-            event.listen(engine, "do_connect", _open_sqlite)
-            event.listen(engine, "connect", _prepare_sqlite)
-            event.listen(engine, "begin", _begin_sqlite)
-            return engine
-        case "postgresql":
-            return sa.create_engine(
-                parsed.set(drivername="postgresql+psycopg"),
-                pool_pre_ping=True,
-                pool_size=10,
-                connect_args={"connect_timeout": CONNECT_S},
-            )
-        case other:
-            raise StoreError(f"database {other!r} is not supported; use sqlite or postgresql")
-
-
-def read_url(url: str) -> sa.URL:
-    """The parts of a database URL.
-
-    Raises:
-        StoreError: it has none; nothing of a password is told.
-    """
-    try:
-        return sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):  # the latter for a port that is none
-        # Say nothing of the error: what is no valid port may be the end of a password.
-        shown = SECRET_PART.sub("//***@", url)
-        raise StoreError(
-            f"database URL {shown!r} cannot be read: write it as in sqlite:///FILE or "
-            "postgresql://USER:PASSWORD@HOST:PORT/NAME, where signs in a password are as in %40 "
-            "for @"
-        ) from None
-
-
 def _note_keys(session: Session, _context: object) -> None:
     changed = (*session.new, *session.dirty, *session.deleted)
     if any(isinstance(row, ApiKey) for row in changed):
         note(session, Change.KEYS)
-
-
-def _open_sqlite(
-    _dialect: sa.Dialect, _record: Any, arguments: list[Any], options: dict[str, Any]
-) -> None:
-    if options.get("uri"):  # such a path may name more than a file
-        return
-    make_private(arguments[0])
-    # SQLite would open it read-only, and keep it so for this whole process while one of its
-    # connections is open, even once the disk can be written again.
-    if os.path.exists(arguments[0]) and not os.access(arguments[0], os.W_OK, effective_ids=True):
-        error = sqlite3.OperationalError(f"{arguments[0]} cannot be written")
-        error.sqlite_errorname = "SQLITE_READONLY"
-        raise error
-
-
-def make_private(path: str) -> None:
-    """Let only the owner read a new file at ``path``, and what SQLite makes beside it.
-
-    It holds hashes of keys and everything of the service. An existing file keeps its mode.
-    """
-    with contextlib.suppress(OSError):  # the database says what is wrong with such a path
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # SQLAlchemy's begin event opens the transactions
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_MS}")
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute(f"PRAGMA wal_autocheckpoint={MOST_LOG_PAGES}")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    is_reader = connection.get_execution_options().get(READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")

@@ -84,13 +84,12 @@ class DriftAlarm:
                 raise TunerError(f"{name}={getattr(self, name)}: must be above 0")
 
     @classmethod
-    def of(cls, error: ErrorReport, *, patience: int = PATIENCE) -> DriftAlarm:
+    def of(cls, error: ErrorReport) -> DriftAlarm:
         """For a step model with this error: its plans may be off as far as they were when left
         out, and single steps as far as theirs were."""
         return cls(
             allowance=max(LEAST_ALLOWANCE, error.plan_interval),
             noise=max(LEAST_NOISE, error.step_interval / INTERVAL_Z),
-            patience=patience,
         )
 
     def after(self, predicted_s: float, measured_s: float) -> DriftAlarm:

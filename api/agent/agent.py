@@ -25,7 +25,7 @@ from engine.engine import Engine
 from engine.policy.document import EnginePolicy
 from engine.spec.errors import EngineError
 from engine.spec.request import FinishReason
-from tuner.load.urls import full_url
+from tuner.load.urls import full_url, key_headers
 
 HEARTBEAT_S = 1.0
 LONG_POLL_S = 20.0
@@ -58,7 +58,7 @@ class EngineAgent:
     ) -> None:
         self._engine = engine
         self._url = full_url(control_url)
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = key_headers(api_key)
         self._public_url = public_url
         self._model_name = engine.config.model_dir.resolve().name
         self._name = name or _default_name(self._model_name, public_url)

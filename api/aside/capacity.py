@@ -14,10 +14,8 @@ from tuner.described.document import node_json, node_warnings
 from tuner.described.parse import check_rungs, check_served, describe_node
 from tuner.described.title import Asked as Told
 from tuner.described.title import Title
-from tuner.simulation.simulate import OnProgress, SimulationResult
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
-from tuner.workload.workload import Workload
 
 Json = dict[str, Any]
 MAX_REQUESTS = 2000
@@ -47,15 +45,7 @@ def found_capacity(question: Json) -> Json:
             "with requests= or seconds="
         )
     sla = Sla.parse(question["sla"])
-
-    def run_on(load: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
-        return node.simulate(
-            settings, load, seed=question["seed"], step_scale=step_scale, on_progress=on_progress
-        )
-
-    asked = Asked(
-        settings=settings, run_on=run_on, workload=workload, sla=sla, interval=node.interval
-    )
+    asked = Asked.of_node(node, settings, workload, sla, seed=question["seed"])
     told = Told(model=question["model"], workload=workload, sla=sla, seed=question["seed"])
     return capacity_json(
         find_capacity(asked, num_draws=question["draws"]),

@@ -66,7 +66,7 @@ def _described(question: Json) -> tuple[RunAt, float]:
 
 
 def _here(question: Json) -> tuple[RunAt, float]:
-    """By the step model that the engine was tuned with."""
+    """Runs by the step model that the engine was tuned with, and its interval."""
     step_model = StepModel.from_json(question["cost_model"], where="cost model")
     model = model_from_json(question["model"])
 

@@ -60,7 +60,7 @@ def replayed(question: Json) -> Json:
 
 
 def _met(measurement: Measurement, sla: Sla) -> list[bool]:
-    """By request, in the order of arrivals."""
+    """Whether each request met the SLA, in the order of arrivals."""
     return [bool(meets(sla, timing)) for timing in measurement.timings]
 
 

@@ -95,7 +95,7 @@ def by_step_model(
 
 
 def blocks_of(inventory: Inventory, plan: ParallelPlan, model: ModelConfig) -> int:
-    """As many as the engine has, as far as it said."""
+    """KV blocks, as many as the engine has, as far as it said."""
     if inventory.num_kv_blocks is not None:
         return inventory.num_kv_blocks
     kv_bytes = kv_bytes_of_rank(

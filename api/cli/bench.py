@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.spec.measurement import Measurement
     from policies.sla import Sla
     from tuner.load.driver import LoadProgress
-    from tuner.load.http_target import ServedModel
+    from tuner.load.served_model import ServedModel
     from tuner.pictures.picture import Picture
     from tuner.workload.workload import Workload
 
@@ -92,13 +92,9 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
     max_output=; what they cut is printed on stderr. Requests that got fewer tokens than they asked
     for are told, and judged by the SLA as they came. Ctrl-C tells what was measured so far.
     """
-    from policies.attainment import judge
-    from policies.report import measurement_json, sla_json
-    from tuner.load.driver import run_load
-    from tuner.load.http_target import HttpTarget, get_served_model
-    from tuner.workload.prompts import unseen_seed
+    from tuner.load.served_model import get_served_model
 
-    constraints = replayed.read_bounds()
+    sla = replayed.read_bounds()
     output.check()
     load = replayed.read_workload()
     for warning in load.warnings:
@@ -107,6 +103,41 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
     if served.paced_as is not None:
         log(f"warning: the server runs no model, its steps are paced as {served.paced_as}")
     _warn_about_lengths(load, served.max_model_len)
+    run = _drive(server, replayed, load, served)
+    measurement = run.measurement
+    if run.is_interrupted:
+        log(f"interrupted: {_ended_text(measurement)}")
+        if not measurement.completed:
+            end_interrupted()
+    _warn_about_lag(measurement)
+    short = _short_outputs(load, measurement)
+    _warn_about_answers(short, run.num_wrong_usages)
+    name = _told(server, served)
+    document = _document(run, load, sla, name=name, seed=replayed.seed, short=short)
+    output.write(document)
+    output.draw(lambda: _picture(measurement, sla, name, load, replayed.seed))
+    if output.as_json:
+        print_json(document)
+    else:
+        _print_tables(document, measurement, sla)
+    end(ExitCode.INTERRUPTED if run.is_interrupted else ExitCode.of(measurement, sla))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What was measured; ``num_wrong_usages``: answers whose own count of tokens is 0."""
+
+    measurement: Measurement
+    num_wrong_usages: int
+    is_interrupted: bool
+
+
+def _drive(server: Target, replayed: Replayed, load: Workload, served: ServedModel) -> _Run:
+    """Send the load; Ctrl-C cuts it."""
+    from tuner.load.driver import run_load
+    from tuner.load.http_target import HttpTarget
+    from tuner.workload.prompts import unseen_seed
+
     with (
         HttpTarget(server.url, server.model or served.name, api_key=server.access.key) as target,
         _Progress(len(load)) as show,
@@ -122,32 +153,28 @@ def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
             should_stop=is_stopped,
         )
         num_wrong_usages = target.num_wrong_usages
-    if is_interrupted := is_stopped():
-        log(f"interrupted: {_ended_text(measurement)}")
-    if is_interrupted and not measurement.completed:
-        end_interrupted()
-    _warn_about_lag(measurement)
-    short = _short_outputs(load, measurement)
-    _warn_about_answers(short, num_wrong_usages)
-    name = _told(server, served)
-    bounds = "no SLA" if constraints is None else f"SLA {constraints}"
-    document = {
+    return _Run(
+        measurement=measurement, num_wrong_usages=num_wrong_usages, is_interrupted=is_stopped()
+    )
+
+
+def _document(
+    run: _Run, load: Workload, sla: Sla | None, *, name: str, seed: int, short: dict[str, float]
+) -> dict[str, Any]:
+    from policies.attainment import judge
+    from policies.report import measurement_json, sla_json
+
+    bounds = "no SLA" if sla is None else f"SLA {sla}"
+    return {
         "schema": SCHEMA,
-        "title": f"{name}; workload {load.source.spec}; {bounds}; seed {replayed.seed}",
-        **measurement_json(measurement, constraints),
-        "sla": sla_json(constraints, judge(constraints, measurement)) if constraints else None,
+        "title": f"{name}; workload {load.source.spec}; {bounds}; seed {seed}",
+        **measurement_json(run.measurement, sla),
+        "sla": sla_json(sla, judge(sla, run.measurement)) if sla else None,
         "short_outputs": short,
         "workload": load.describe(),
-        "seed": replayed.seed,
-        "is_interrupted": is_interrupted,
+        "seed": seed,
+        "is_interrupted": run.is_interrupted,
     }
-    output.write(document)
-    output.draw(lambda: _picture(measurement, constraints, name, load, replayed.seed))
-    if output.as_json:
-        print_json(document)
-    else:
-        _print_tables(document, measurement, constraints)
-    end(ExitCode.INTERRUPTED if is_interrupted else ExitCode.of(measurement, constraints))
 
 
 def _ended_text(measurement: Measurement) -> str:
@@ -165,7 +192,7 @@ def _picture(
 
 def _told(server: Target, served: ServedModel) -> str:
     """What is known of who answered: model, address, settings, and whether it only imitates."""
-    from tuner.load.http_target import find_settings
+    from tuner.load.served_model import find_settings
 
     parts = [f"{server.model or served.name} at {server.url}"]
     if (settings := find_settings(server.url, api_key=server.access.key)) is not None:

@@ -60,7 +60,7 @@ class LiveServer:
         from engine.spec.measurement import Fidelity
         from tuner.capacity.document import capacity_json, live_json
         from tuner.capacity.live import LiveSearch
-        from tuner.load.http_target import find_settings, get_served_model
+        from tuner.load.served_model import find_settings, get_served_model
         from tuner.search.evidence import measured_estimates
         from tuner.workload.prompts import unseen_seed
 

@@ -35,7 +35,7 @@ GROUPS = {
     "keys": "Make, list, rotate and revoke API keys of the service.",
     "db": "Look after the database.",
 }
-# How the help of gearshift itself lists them: by what one wants, first things first.
+# The order of the commands in the help of gearshift itself: by task, first things first.
 SECTIONS = {
     "To begin": ("doctor", "up", "demo", "model"),
     "Ask without running": ("plan", "capacity", "simulate", "compare", "list", "backends"),
@@ -63,7 +63,7 @@ SECTIONS = {
         "db",
     ),
 }
-# What is typed for a command that has another name here.
+# Words that people type for commands that have other names here.
 OTHER_NAMES = {
     "what-if": "simulate",
     "predict": "simulate",
@@ -168,7 +168,7 @@ _TABLE = {
     "db check": ("db:check", "Say whether the database has the newest schema."),
     "demo": ("demo:demo", "Show the whole loop: tuning, serving, control."),
 }
-# Functions that make a command's words of those typed.
+# Commands whose typed words are first translated, by these functions of their modules.
 _WORDS = {"engine serve": "known_words"}
 COMMANDS = tuple(
     CommandRef(

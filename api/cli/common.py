@@ -26,7 +26,7 @@ ERROR_ROOTS = (
     ("tuner.spec.errors", "TunerError"),
     ("store.errors", "StoreError"),
 )
-# Those of them that say that a part of ours died.
+# Of these, the errors that say that a part of ours died.
 PART_ERRORS = (("engine.spec.errors", "RankError"),)
 
 

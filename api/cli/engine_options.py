@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from engine.spec.model import DType
     from engine.text.tokenizer import Tokenizer
 
-# As far as every generator of random numbers that is asked can count.
+# The largest seed that every random generator in use takes.
 MOST_SEED = 2**32 - 1
 MOST_LEN = 2**30
-# Tables are as large as caps say.
+# Caps are bounded, because tables are allocated as large as they say.
 MOST_SEQS = 2**17
 MOST_TOKENS = 2**24
 MOST_DEVICES = 2**14

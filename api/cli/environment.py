@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from api.cli.common import log
 
 PREFIX = "GEARSHIFT_"
-# Beside the service's settings: keys of options, how patient a command is, the user's folder,
-# switches of the engine's.
+# Variables beside the service's settings: keys, the retries of commands, the user's folder,
+# switches of the engine.
 OTHERS = frozenset(
     f"{PREFIX}{name}"
     for name in (

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-# From the weakest: what nobody named, a file, a variable, the command line.
+# Where a value comes from, weakest first: the default, a file, a variable, the command line.
 _STRENGTH = {"DEFAULT": 0, "DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
 
 
@@ -17,7 +17,7 @@ def strength(ctx: typer.Context, name: str) -> int:
 
 
 def strongest(ctx: typer.Context, values: dict[str, str | None]) -> list[str]:
-    """Of values for one thing those given most strongly, each once; ``values`` by option."""
+    """The values for one thing that are given most strongly, each once; ``values`` by option."""
     given = {name: value for name, value in values.items() if value is not None}
     most = max((strength(ctx, name) for name in given), default=0)
     found = (value for name, value in given.items() if strength(ctx, name) == most)

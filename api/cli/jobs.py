@@ -15,7 +15,7 @@ from api.cli.groups import GoalOptions, Served
 from api.cli.interrupts import watched
 from api.cli.tables import minute
 from api.cli.trial_bar import TrialBar
-from api.cli.tune import Search
+from api.cli.tune_options import Search
 from policies.numbers import counted
 
 if TYPE_CHECKING:

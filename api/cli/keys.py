@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from api.schemas.access import Scope
     from store.models import ApiKey
 
-# Who the audit says it was: no key was asked for.
+# The name in the audit: no key was asked for here.
 ACTOR = "command line"
 MOST_OVERLAP_S = 30 * 86_400
 

@@ -21,7 +21,7 @@ from api.cli.examples import EXAMPLES, epilog
 from api.cli.exit_codes import EPILOG, ExitCode
 from engine.spec.names import did_you_mean
 
-# The mark keeps typer from filling the lines again.
+# The \b keeps typer from rewrapping these lines.
 BEGIN = f"""\b
 To begin with a model of yours:
 gearshift up {EXAMPLES["up"].replace("./model", "DIR")}

@@ -153,7 +153,7 @@ def _judge(make_plan: Callable[[], PlanReport]) -> PlanReport:
 
 
 def _table(report: PlanReport, jobs: Jobs, show: OnPlanning) -> CapacityTable | None:
-    from tuner.planner.carried import find_table
+    from tuner.planner.capacity_table import find_table
 
     try:
         return find_table(report, jobs=jobs, on_progress=show)

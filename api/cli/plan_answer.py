@@ -176,7 +176,7 @@ def _cell(point: OperatingPoint, key: str) -> str:
 
 def _print_failing(console: Console, report: PlanReport) -> None:
     from tuner.planner.explore import JudgedOn
-    from tuner.planner.planner import Why
+    from tuner.planner.failures import Why
 
     shown = [f for f in report.failures if f.why not in (Why.SHAPE, Why.BACKEND)]
     shapes = sum(f.why is Why.SHAPE for f in report.failures)

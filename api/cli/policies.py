@@ -198,7 +198,7 @@ def _differences(before: Json, after: Json, within: str = "") -> Iterator[Json]:
 
 
 def _plain(value: Any) -> str:
-    """As it is written in a patch, but for null."""
+    """The value as it is written in a patch, but for null."""
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else str(value)

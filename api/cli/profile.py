@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
     from tuner.profiling.run import ProfileSpec
     from tuner.step_model.model import ErrorReport, StepModel
 
-# What is left of the seconds for the fit, after everything is measured.
+# The part of --seconds that is kept for the fit, after everything is measured.
 FIT_S = 1.0
-# Longer than asked for by more than this is told.
+# A profile that took longer than asked for by more than this factor says so.
 TOLERANCE = 1.2
 
 
@@ -130,17 +129,30 @@ def profile(
     """
     check_writable(out)
     if server.is_asked:
-        measuring.refuse_beside_server()
-        with _server_bar(server, measuring) as say:
-            found = server.profile(
-                measuring.model,
-                dtype=measuring.dtype,
-                device=check_device(measuring.device),
-                seconds=measuring.seconds,
-                say=say,
-            )
-        write_profile(found, out, as_json=as_json)
-        return
+        _profile_server(server, measuring, out, as_json=as_json)
+    else:
+        _profile_here(measuring, out, as_json=as_json)
+
+
+def _profile_server(
+    server: ProfiledServer, measuring: Measuring, out: Path, *, as_json: bool
+) -> None:
+    measuring.refuse_beside_server()
+
+    from api.cli.clock_bar import clock_bar
+
+    with clock_bar("profile", measuring.seconds * len(server.plan or "1")) as say:
+        found = server.profile(
+            measuring.model,
+            dtype=measuring.dtype,
+            device=check_device(measuring.device),
+            seconds=measuring.seconds,
+            say=lambda text: say(f"profile: {text}"),
+        )
+    write_profile(found, out, as_json=as_json)
+
+
+def _profile_here(measuring: Measuring, out: Path, *, as_json: bool) -> None:
     begun_s = time.perf_counter()
 
     from api.cli.clock_bar import clock_bar  # what draws it is slow to load
@@ -172,17 +184,9 @@ def profile(
         "took": _took(measured, asked_s=measuring.seconds, total_s=time.perf_counter() - begun_s),
     }
     if as_json:
-        print_json(document | {"error": _error_json(step_model)})
+        print_json(document | {"error": asdict(step_model.error)})
     else:
         _print(step_model, document)
-
-
-@contextmanager
-def _server_bar(server: ProfiledServer, measuring: Measuring) -> Iterator[Callable[[str], None]]:
-    from api.cli.clock_bar import clock_bar
-
-    with clock_bar("profile", measuring.seconds * len(server.plan or "1")) as say:
-        yield lambda text: say(f"profile: {text}")
 
 
 def _took(measured: Profile, *, asked_s: float, total_s: float) -> dict[str, float]:
@@ -193,12 +197,6 @@ def _took(measured: Profile, *, asked_s: float, total_s: float) -> dict[str, flo
         "total_s": total_s,
         "fixed_s": measured.took.fixed_s + total_s - measured.took.total_s,
     }
-
-
-def _error_json(step_model: StepModel) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(step_model.error)
 
 
 def _print(step_model: StepModel, document: dict[str, Any]) -> None:

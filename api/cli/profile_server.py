@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 VLLM, OWN = "vllm", "gearshift"
 DEFAULT_PLAN = "tp=1"
-# Quiet servers come out below a tenth.
+# An error above this is worth a warning; quiet servers have less than a tenth.
 MUCH = 0.25
 
 
@@ -94,7 +94,7 @@ class ProfiledServer:
     def profile(
         self, model: Path | None, *, dtype: str, device: str, seconds: float, say: OnEvent
     ) -> ServerProfile:
-        """Of every plan named, one after the other.
+        """The profile over every plan named, one after the other.
 
         Raises:
             TunerError, LoadError, ServerError: a server that cannot be profiled, or no such one.
@@ -140,7 +140,7 @@ class ProfiledServer:
 
     def _told_system(self) -> str:
         """What serves at the URL, by its own word; ends where it says nothing that is known."""
-        from tuner.load.http_target import SAYING_SYSTEMS, get_served_model
+        from tuner.load.served_model import SAYING_SYSTEMS, get_served_model
 
         assert self.url is not None, "without a URL, --engine is what made it a server"
         served = get_served_model(self.url, api_key=self.access.key)

@@ -13,7 +13,7 @@ from api.cli.engine_options import MOST_DEVICES
 from api.cli.given import strength, strongest
 from api.cli.groups import PlanOptions
 
-# Options that say one part of a plan, by what the plan calls it.
+# Options that name one degree of a plan, by the plan's word for it.
 DEGREES = {
     "tp": "tensor_parallel_size",
     "pp": "pipeline_parallel_size",

@@ -9,7 +9,7 @@ from datetime import datetime
 import typer
 
 GAP = 2
-# A time, a state and two or three short words.
+# The longest cell that is never folded: a time, a state, two or three short words.
 SHORT_CHARS = 16
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

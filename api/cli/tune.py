@@ -17,12 +17,12 @@ from api.cli.common import (
     print_json,
     print_lines,
 )
-from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, check_device
 from api.cli.grouped import grouped
-from api.cli.groups import GoalOptions, LocalMachine, Served
+from api.cli.groups import GoalOptions, Served
 from api.cli.interrupts import stoppable
 from api.cli.pictured import DrawnOutput
 from api.cli.trial_bar import TrialBar
+from api.cli.tune_options import LiveTrials, Search, TunedMachine, tuning_spec
 
 if TYPE_CHECKING:
     from api.jobs.kept import Keeper
@@ -33,119 +33,6 @@ if TYPE_CHECKING:
 
 # What --resume may be named with; everything else is as the job began.
 WITH_RESUME = ("resume", "trials", "out", "plot", "as_json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """What is looked for, and how far."""
-
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|DIR",
-            help="Model by name, as in llama-3.1-70b, or a folder in Hugging Face format.",
-        ),
-    ] = None
-    workload: Annotated[
-        str | None,
-        typer.Option(help="Workload SPEC, as in azure:PATH,seconds=120,max_input=2048."),
-    ] = None
-    sla: Annotated[
-        str | None, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")
-    ] = None
-    devices: Annotated[
-        int, typer.Option(min=1, max=MOST_DEVICES, help="Most devices (ranks) a plan may use.")
-    ] = 2
-    trials: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Trials, the baseline included.")
-    ] = 12
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")] = 0
-    capacity_table: Annotated[
-        bool,
-        typer.Option(
-            "--capacity-table",
-            help="Also find what rate each plan carries within the SLA: simulated, and driven "
-            "where trials run live.",
-        ),
-    ] = False
-    capacity_seconds: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=86_400,
-            help="For --capacity-table: where trials run live, drive each plan of the table for so "
-            "many seconds; 0: only simulate.",
-        ),
-    ] = 60.0
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Device time that live runs may use, as in device_minutes=30: what does not fit "
-            "is not started, and the best known is told.",
-        ),
-    ] = None
-
-    def require(self, way_out: str) -> tuple[str, str, str]:
-        """Model, workload and SLA; ends where one is missing."""
-        asked = {"--model": self.model, "--workload": self.workload, "--sla": self.sla}
-        given = [value for value in asked.values() if value is not None]
-        if len(given) < len(asked):
-            missing = ", ".join(option for option, value in asked.items() if value is None)
-            fail(f"{missing}: {way_out}")
-        model, workload, sla = given
-        return model, workload, sla
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveTrials:
-    """Which trials run on the real engine, and how."""
-
-    live: Annotated[bool, typer.Option(help="Run trials on the live engine.")] = True
-    probe_requests: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="Requests of a live trial.")
-    ] = 64
-    probe_paced: Annotated[
-        bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
-    ] = False
-    timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 60.0
-    engine: Annotated[
-        str,
-        typer.Option(help="What trials run on: gearshift, or a server they start: vllm, sglang."),
-    ] = "gearshift"
-    engine_command: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COMMAND",
-            help="What starts the server, as in 'python -m vllm.entrypoints.openai.api_server "
-            "--enforce-eager'; model, port, plan and caps are added. By default vllm serve.",
-        ),
-    ] = None
-    start_timeout_s: Annotated[
-        float, typer.Option(help="A server that does not answer by then has failed its trial.")
-    ] = 900.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TunedMachine(LocalMachine):
-    """This machine as a job finds it: profiled, where no cost model is named."""
-
-    cost_model: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|ID", help="Cost model; without one this machine is profiled."),
-    ] = None
-    device: DeviceOption = "cpu"
-    kv_cache_mib: Annotated[
-        int | None, typer.Option(min=1, max=2**30, help="KV cache per rank (CPU); by default 256.")
-    ] = None
-    profile_seconds: Annotated[
-        float,
-        typer.Option(
-            min=1,
-            max=86_400,
-            help="About how long to profile without a cost model, starts included.",
-        ),
-    ] = 30.0
 
 
 @grouped(
@@ -189,7 +76,9 @@ def tune(
         job = _resumed(resume, num_trials=search.trials if has_trials else None)
     else:
         _check_hardware_options(hardware, machine, served)
-        job = _new(_spec(search, hardware, trials, machine, served, wanted), machine.cost_model)
+        job = _new(
+            tuning_spec(search, hardware, trials, machine, served, wanted), machine.cost_model
+        )
     found, is_interrupted = _run(job)
     answer = Tuned(report=found)
     document = answer.document | {
@@ -256,7 +145,8 @@ def _resumed(word: str, *, num_trials: int | None) -> _Job:
 
 def _run(job: _Job) -> tuple[TuningReport, bool]:
     """The report, and whether Ctrl-C cut the search short."""
-    from tuner.search.tune import prepare, search
+    from tuner.search.prepare import prepare
+    from tuner.search.tune import search
 
     keeper = job.keeper
     with _Progress(job.spec.trials, len(job.trials), keeper) as show, closing(keeper):
@@ -313,50 +203,6 @@ def _check_hardware_options(hardware: str, machine: TunedMachine, served: Served
         machine.refuse()
     else:
         served.refuse_backend("--hardware")
-
-
-def _spec(
-    search: Search,
-    hardware: str,
-    trials: LiveTrials,
-    machine: TunedMachine,
-    served: Served,
-    wanted: GoalOptions,
-) -> TuningSpec:
-    from tuner.search.spec import DEFAULT_KV_CACHE_MIB, TuningSpec
-
-    model, workload, sla = search.require(
-        "needed for a new job; --resume last goes on with an old one"
-    )
-    kv_cache_mib = machine.kv_cache_mib
-    return TuningSpec(
-        model_dir=model,
-        num_devices=search.devices,
-        workload=workload,
-        sla=sla,
-        trials=search.trials,
-        seed=search.seed,
-        hardware=hardware,
-        dtype=None if served.dtype == "auto" else served.dtype,
-        backend=served.chosen_backend,
-        device=check_device(machine.device),
-        link=machine.link,
-        is_live=trials.live,
-        probe_requests=trials.probe_requests,
-        probe_paced=trials.probe_paced,
-        timeout_s=trials.timeout_s,
-        capacity_seconds=search.capacity_seconds,
-        budget=search.budget,
-        engine=trials.engine,
-        engine_command=trials.engine_command,
-        start_timeout_s=trials.start_timeout_s,
-        kv_cache_mib=DEFAULT_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib,
-        profile_seconds=machine.profile_seconds,
-        objective=wanted.goal.objective.value,
-        price_per_device_hour=wanted.price_per_device_hour,
-        uses_all_devices=wanted.use_all,
-        capacity_table=search.capacity_table,
-    )
 
 
 def _cost_model(spec: TuningSpec, source: str | None) -> dict[str, Any] | None:

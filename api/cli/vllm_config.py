@@ -13,7 +13,7 @@ from api.cli.given import CONFIG, set_defaults
 from api.cli.vllm_flags import check_flag, is_foreign
 from engine.spec.names import did_you_mean
 
-# Of one file; an option that names another is no option of the server.
+# Options that a config file may not set: they are not options of the server.
 OWN_OPTIONS = ("config", "from", "choice", "help")
 
 

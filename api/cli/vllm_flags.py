@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from api.cli.common import fail, log
 
-# What they ask for is so in any case.
+# Flags that change nothing here: what they ask for is always so.
 NEEDLESS = {
     "--disable-log-requests": "requests are logged with --enable-log-requests only",
     "--disable-log-stats": "no statistics are logged; GET /metrics has them",
@@ -18,7 +18,7 @@ NEEDLESS = {
     "--enforce-eager": "no CUDA graphs are captured",
     "--trust-remote-code": "no code of a checkpoint is run",
 }
-# Only these values ask for what is so in any case, and why.
+# Flags that are taken only with these values, which ask for what is always so; and why.
 ONLY = {
     "--distributed-executor-backend": (("mp",), "ranks are processes of this machine"),
     "--kv-cache-dtype": (("auto",), "the KV cache is in the number format of the model"),

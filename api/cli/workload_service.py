@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from api.schemas.workloads import WorkloadView
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As 'workload list' has it: wl_...")]
-# A long trace is read before it is answered.
+# The service reads a long trace before it answers.
 UPLOAD_S = 300.0
 
 

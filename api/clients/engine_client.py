@@ -7,10 +7,12 @@ from typing import Any
 import httpx
 
 from api.clients.errors import ClientError
-from tuner.load.urls import full_url
+from tuner.load.urls import full_url, key_headers
 
 Json = dict[str, Any]
 POLICY = "/v1/engine/policy"
+# A change of plan is answered once its ranks have started.
+TIMEOUT_S = 300.0
 
 
 class EngineClient:
@@ -20,10 +22,9 @@ class EngineClient:
     cannot be reached.
     """
 
-    def __init__(self, url: str, api_key: str | None, *, timeout_s: float = 300.0) -> None:
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    def __init__(self, url: str, api_key: str | None) -> None:
         self._url = full_url(url).removesuffix("/v1")
-        self._options: Json = {"headers": headers, "timeout": timeout_s}
+        self._options: Json = {"headers": key_headers(api_key), "timeout": TIMEOUT_S}
 
     def get_policy(self) -> tuple[Json, str]:
         """The policy in force, and its entity tag."""

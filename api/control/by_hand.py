@@ -13,6 +13,7 @@ from api.documents.control_state import memory_from_json, memory_to_json
 from api.documents.policy import PolicyDocument, settings_in
 from api.services import policies
 from api.services.audit import service_caller
+from api.services.in_force import adopt
 from api.services.policies import Authorship
 from engine.spec.settings import Settings
 from policies.controller import ControlMemory
@@ -43,7 +44,7 @@ def settle_by_hand(uow: UnitOfWork, engine: EngineRow, now: datetime, *, settle_
             return False  # both loops wait, and say so
         case OnDrift.ADOPT:
             reason = "changed by hand at the engine"
-            policies.adopt(uow, engine, in_force, service_caller(ACTOR), reason=reason)
+            adopt(uow, engine, in_force, service_caller(ACTOR), reason=reason)
             _remember(engine, in_force, now)
         case OnDrift.REVERT:
             by = Authorship(

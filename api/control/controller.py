@@ -13,7 +13,7 @@ from api.control.loads import keep_load
 from api.control.rollouts import RolloutLoop
 from api.documents.control_state import memory_from_json, memory_to_json, observe
 from api.documents.live_window import LiveWindow
-from api.documents.policy import PolicyDocument, settings_in
+from api.documents.policy import settings_in
 from api.services import policies, rollout_moves
 from api.services.audit import service_caller
 from api.services.policies import Authorship
@@ -33,9 +33,8 @@ from store.models.base import Json, utc_now
 
 ACTOR = "controller"
 FORGET_EVERY_TICKS = 60
-# A thousand engines leave a thousand heartbeats between two ticks. They are dropped in parts, and
-# between two parts the heartbeats that wait are written; after a pause of the service there are
-# more, which take several ticks.
+# A thousand engines leave thousands of old heartbeats. They are dropped in parts, so that waiting
+# heartbeats are written in between; after a pause of the service it takes several ticks.
 PRUNED_AT_ONCE = 200
 PRUNINGS = 20
 PRUNE_PAUSE_S = 0.05
@@ -170,7 +169,7 @@ class Controller:
         """Write the decided settings as the next policy version; returns it when there is one."""
         if decision.action is not Action.MOVE or decision.settings is None:
             return None
-        document = PolicyDocument.from_json(policies.current(uow, engine).document)
+        document = policies.current_document(uow, engine)
         by = Authorship(
             caller=service_caller(ACTOR),
             origin=ACTOR,

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import structlog
 
-from api.documents.policy import PolicyDocument, settings_in
+from api.documents.policy import settings_in
 from api.documents.recommendation import recommended_settings
 from api.services import policies, recommendations, retunes
 from api.services.audit import service_caller
@@ -25,7 +25,7 @@ from store.models import DecisionRow, EngineRow, Heartbeat
 from store.models.base import Json
 
 ACTOR = "controller"
-# What is foreseen never changes for a recommendation; of so many it is kept in memory.
+# How many recommendations have their predicted step times kept in memory; these never change.
 MOST_KEPT = 4096
 
 
@@ -81,7 +81,7 @@ class DriftLoop:
         self, uow: UnitOfWork, engine: EngineRow, memory: DriftMemory, now: datetime
     ) -> bool:
         """Queue the job, or do what is to be done with what it found."""
-        guards = PolicyDocument.from_json(policies.current(uow, engine).document).guards
+        guards = policies.current_document(uow, engine).guards
         assert memory.ratio is not None, "an alarm follows readings"
         job = retunes.request(
             uow,
@@ -122,8 +122,8 @@ class DriftLoop:
         return engine.desired_version != number
 
     def _find_foreseen(self, uow: UnitOfWork, engine: EngineRow) -> ForeseenSteps | None:
-        """Of the recommendation in force; None where it foresees none, or ranks run another plan
-        than it recommends."""
+        """The step times of the recommendation in force; None if it has none, or ranks run another
+        plan than it recommends."""
         key = engine.recommendation_id
         if key is None:
             return None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from api.control.troubles import Troubles
 from api.web.context import AppContext
 
-# A tick that failed as a whole.
+# The name under which a tick that failed as a whole is counted.
 WHOLE = "tick"
 
 

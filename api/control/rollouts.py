@@ -13,7 +13,6 @@ import structlog
 from api.aside.process import AsideLimits
 from api.control.aside_queue import AsideQueue
 from api.control.troubles import Troubles
-from api.documents.policy import PolicyDocument
 from api.documents.recent_load import recent_requests
 from api.documents.rollout import (
     canary_from_json,
@@ -212,7 +211,7 @@ def _question(
         most=MOST_REQUESTS,
     )
     candidate = candidate_of(rollout)
-    control = PolicyDocument.from_json(policies.current(uow, engine).document)
+    control = policies.current_document(uow, engine)
     cost_model_id = replay.get("cost_model_id")
     tuned_for = effects.job_spec(uow, engine) or {}
     return {
@@ -268,7 +267,7 @@ def _canary_state(
 
 
 def _in_force_since_s(uow: UnitOfWork, engine: EngineRow) -> float | None:
-    """Since when the engine runs what it is asked for, by its own word."""
+    """The time since when the engine says that it runs what it is asked for."""
     if engine.applied_version != engine.desired_version:
         return None
     acknowledged_at = policies.current(uow, engine).acknowledged_at

@@ -19,7 +19,7 @@ FORESEEN = (EngineError, PolicyInputError, StoreError, TunerError)
 
 
 class Troubles:
-    """Of one loop that turns to many things (engines, servers): trouble of one stays its own.
+    """Troubles of one loop over many things (engines, servers): each stays its own.
 
     A row that cannot be read fails every few seconds until somebody mends it. Its traceback is in
     the log once; ``gearshift_control_failures_total`` says that it goes on.

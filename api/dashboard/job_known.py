@@ -62,7 +62,7 @@ class Known:
 
     @property
     def pairs(self) -> list[tuple[Json, float, Json]]:
-        """Of live trials: what was predicted of the first bound, what was measured, settings."""
+        """For each live trial the prediction of the first bound, the measurement, and settings."""
         if not self.bounds:
             return []
         key = self.bounds[0].key

@@ -74,8 +74,8 @@ class Offer:
 
     @classmethod
     def of(cls, engine: EngineView, *, is_restarted: bool = False) -> Offer:
-        """Of an observed server's knobs those that it may be started with, and these only where it
-        ``is_restarted`` by the service; of an engine of ours all."""
+        """All knobs of an engine of ours; of an observed server's those that it may be started
+        with, and these only where it ``is_restarted`` by the service."""
         if engine.system is None:
             return cls()
         found = _server_fields(engine.system) if is_restarted else ()

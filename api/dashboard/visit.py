@@ -35,7 +35,7 @@ class Visit:
 
     @classmethod
     def of(cls, request: Request) -> Visit:
-        """Of the request for the page, which the gate has let in."""
+        """The visit of a request for the page, which the gate has let in."""
         key = request.state.key
         return cls(
             context=request.state.context,

@@ -166,7 +166,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def number_short(value: float | None) -> str:
-    """With decimals only where they matter: 4.1, 57.4, 872, 11,199."""
+    """A number with decimals only where they matter: 4.1, 57.4, 872, 11,199."""
     return number(value, 1 if value is None or abs(value) < 100 else 0)
 
 
@@ -176,7 +176,7 @@ def signed(value: float, unit: str) -> str:
 
 
 def mode_share(shares: dict[str, float]) -> str:
-    """As in ``base 12 %, shift 88 %``: of step time."""
+    """Shares of step time, as in ``base 12 %, shift 88 %``."""
     return ", ".join(f"{mode} {part * 100:.0f} %" for mode, part in shares.items()) or NONE
 
 
@@ -189,7 +189,7 @@ def at(when: datetime | None) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """Of a file: 812 B, 3.4 kB, 12.0 MB."""
+    """The size of a file: 812 B, 3.4 kB, 12.0 MB."""
     for unit, bytes_each in (("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= bytes_each:
             return f"{num_bytes / bytes_each:.1f} {unit}"

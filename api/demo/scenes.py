@@ -90,7 +90,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """So many seconds at this rate."""
+    """Seconds of load at one rate."""
 
     name: str
     seconds: float

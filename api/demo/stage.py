@@ -21,7 +21,8 @@ from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable
 from policies.numbers import short
 from tuner.load.driver import run_load
-from tuner.load.http_target import HttpTarget, get_served_model
+from tuner.load.http_target import HttpTarget
+from tuner.load.served_model import get_served_model
 from tuner.workload.workload import Workload
 
 SHOWN = ("p95_ttft_ms", "p95_tpot_ms", "throughput_tokens_per_s", "attainment")

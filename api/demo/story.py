@@ -43,7 +43,7 @@ class Act:
         return judge(Sla.parse(sla), self.measurement)
 
     def attainment(self, sla: str) -> str:
-        """Of all that came, and of those let in where not all were."""
+        """Attainment of all requests that came, and of those let in where not all were."""
         report, let_in = self.report(sla), len(self.measurement.timings) - self.refused
         told = "-" if report.attainment is None else f"{report.attainment:.3f}"
         if not self.refused or not let_in:

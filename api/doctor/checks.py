@@ -22,7 +22,7 @@ from engine.spec.processor import num_cores
 from tuner.hardware.detected import describe
 
 SHOWN_PACKAGES = ("gearshift", "torch", "numpy", "safetensors", "fastapi", "sqlalchemy", "optuna")
-# What each extra is looked for by, and what it is for.
+# The module by which each extra is found, and what the extra is for.
 EXTRAS = {
     "cuda": ("triton", "Triton kernels on CUDA devices"),
     "postgres": ("psycopg", "PostgreSQL instead of SQLite"),

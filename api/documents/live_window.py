@@ -33,7 +33,7 @@ class LiveWindow:
         load_ratio: float | None,
         now_s: float,
     ) -> LiveWindow:
-        """Of an observation; ``predicted`` has values by percentile for each metric."""
+        """The window of an observation; ``predicted`` has values by percentile for each metric."""
         return cls(
             seen_at_s=now_s,
             attainment=None if seen.report is None else seen.report.attainment,

@@ -19,7 +19,7 @@ from typing import NoReturn
 import psutil
 import structlog
 
-# One that is killed sooner than that is no accident: whoever started this process decides.
+# If a fork is killed sooner than this, that is no accident: whoever started this process decides.
 SOUND_AFTER_S = 5.0
 FAILED = 1
 _PR_SET_PDEATHSIG = 1

@@ -28,7 +28,7 @@ LAST = "last"
 # A job that a crash left behind still counts as running, or as cancelling, where an earlier version
 # was asked to cancel it.
 RESUMABLE = (JobState.RUNNING, JobState.CANCELLING, JobState.CANCELLED, JobState.FAILED)
-# So often a command looks whether its job was cancelled elsewhere.
+# How often a command looks whether its job was cancelled elsewhere.
 LOOK_EVERY_S = 1.0
 
 

@@ -13,7 +13,7 @@ from api.documents.uploads import find_upload
 from store import Database
 from tuner.search.spec import TuningSpec
 
-# How a file is named while it is written, and how long nothing may come then.
+# The prefix of a file while it is written. One that is older counts as left behind.
 PART, MOST_WRITING_S = "part-", 600.0
 
 

@@ -13,8 +13,8 @@ from store import Database
 from store.models.base import utc_now
 
 LOOK_EVERY_S = 0.5
-# Renewed at each trial, and on its way where it takes long. A worker that dies leaves its lease
-# behind; its job takes it back when it resumes.
+# Renewed before each trial, and during long ones. A worker that dies leaves its lease behind; its
+# job takes it back when it resumes.
 TRIAL_LEASE = timedelta(hours=1)
 RENEWED_SHARE = 0.1
 

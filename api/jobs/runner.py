@@ -74,11 +74,11 @@ class JobRunner:
 
     def trial(self, job_id: str, number: int) -> JobStep:
         """Run trial ``number`` unless it is there already; a cancelled job stops here."""
-        return self._patience.run(lambda: self._try(job_id, number))
+        return self._patience.run(lambda: self._trial_if_missing(job_id, number))
 
     def finish(self, job_id: str) -> JobStep:
         """Recommend, or close a cancelled job; either way the job is finished afterwards."""
-        return self._patience.run(lambda: self._end(job_id))
+        return self._patience.run(lambda: self._close(job_id))
 
     def fail(self, job_id: str, reason: str) -> None:
         """Close a job that cannot go on; finished trials stay."""
@@ -93,19 +93,19 @@ class JobRunner:
                 move(uow, job, JobState.RUNNING, "a worker took it up")
         return self._guarded(job_id, lambda: self._begin(job_id))
 
-    def _try(self, job_id: str, number: int) -> JobStep:
+    def _trial_if_missing(self, job_id: str, number: int) -> JobStep:
         with self._database.read() as uow:
             job = uow.jobs.find(job_id)
             if job is None or job.state is not JobState.RUNNING:
                 return JobStep.STOP
             if uow.trials.find(job_id, number) is not None:
                 return JobStep.GO_ON
-        return self._guarded(job_id, lambda: self._trial(job_id, number))
+        return self._guarded(job_id, lambda: self._run_trial(job_id, number))
 
-    def _end(self, job_id: str) -> JobStep:
+    def _close(self, job_id: str) -> JobStep:
         try:
             if self._is_open(job_id):
-                self._guarded(job_id, lambda: self._finish(job_id))
+                self._guarded(job_id, lambda: self._recommend(job_id))
                 self._is_open(job_id)  # it may have been cancelled while it was prepared again
             return JobStep.STOP
         finally:
@@ -147,7 +147,7 @@ class JobRunner:
         self._prepare(job_id)
         return JobStep.GO_ON
 
-    def _trial(self, job_id: str, number: int) -> JobStep:
+    def _run_trial(self, job_id: str, number: int) -> JobStep:
         prepared = self._prepare(job_id)
         with self._database.read() as uow:
             done = uow.trials.list_records(job_id)
@@ -162,7 +162,7 @@ class JobRunner:
             self._log.warning("trial was there already", job=job_id, number=number)
         return JobStep.GO_ON
 
-    def _finish(self, job_id: str) -> JobStep:
+    def _recommend(self, job_id: str) -> JobStep:
         prepared = self._prepare(job_id)
         with self._database.read() as uow:
             trials = uow.trials.list_records(job_id)

@@ -15,10 +15,11 @@ import structlog
 from api.web.settings import ServiceSettings
 from engine.wire.child import inherited_environment
 
-# Jobs wait meanwhile. Where workers die one after the other, each pause is twice the one before.
+# How long to pause before a dead worker is replaced; jobs wait meanwhile. If workers keep dying,
+# each pause is twice the one before.
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
-# A worker that lived this long was sound: the pause after it is short again.
+# After a worker that lived this long, the pause is short again.
 SOUND_AFTER_S = 30.0
 STOP_TIMEOUT_S = 5.0
 # One thread per rank: if more threads than cores spin for each other, everything stalls.

@@ -22,22 +22,27 @@ from api.jobs.backend import (
 from api.jobs.kept_traces import KeptTraces
 from engine.spec.errors import EngineError
 from policies.errors import PolicyInputError
-from tuner.search import tune
+from tuner.search.context import TuningContext, TuningEvent
 from tuner.search.groundwork import new_groundwork
+from tuner.search.prepare import prepare
+from tuner.search.recommend import recommend
+from tuner.search.report import TuningReport
 from tuner.search.spec import TuningSpec
+from tuner.search.trial_run import run_trial
+from tuner.search.trials import TrialRecord
 from tuner.spec.errors import CancelledError, TunerError
 from tuner.spec.machine import this_machine
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 _VISIBLE = threading.Lock()
-# The runner tells of finished trials itself, in the transaction that keeps them.
+# Not passed on: the runner reports finished trials itself, in the transaction that keeps them.
 OWN_EVENTS = ("trial",)
 # About 10,000 settings; a larger groundwork is worked out again after a restart.
 MOST_GROUNDWORK_BYTES = 4 * 2**20
 
 
 class TunerBackend:
-    """Binds :mod:`tuner.search.tune`; models and traces lie in ``places`` and ``traces``."""
+    """Binds :mod:`tuner.search`; models and traces lie in ``places`` and ``traces``."""
 
     def __init__(self, places: Places, traces: KeptTraces) -> None:
         self._places = places
@@ -73,7 +78,7 @@ class TunerBackend:
     ) -> TunerJob:
         """Raises JobInputError for an input that cannot be read, named, and JobStoppedError."""
 
-        def relay(event: tune.TuningEvent) -> None:
+        def relay(event: TuningEvent) -> None:
             if event.kind not in OWN_EVENTS:
                 on_event(event.kind, plain({"message": event.message, **event.data}))
 
@@ -83,7 +88,7 @@ class TunerBackend:
             if own:  # its ranks see no others, and count these from 0
                 wanted = replace(wanted, device="cuda")
             with only_visible(own):
-                context = tune.prepare(
+                context = prepare(
                     wanted,
                     cost_model=cost_model,
                     groundwork=groundwork,
@@ -102,7 +107,7 @@ class TunerBackend:
 class TunerJob:
     """A prepared tuning context, and the CUDA devices that it may use."""
 
-    def __init__(self, context: tune.TuningContext, devices: Sequence[int] = ()) -> None:
+    def __init__(self, context: TuningContext, devices: Sequence[int] = ()) -> None:
         self._context = context
         self._devices = devices
 
@@ -116,16 +121,16 @@ class TunerJob:
 
     def run_trial(self, number: int, done: Sequence[Json], is_cancelled: IsCancelled) -> Json:
         with _input_errors(), only_visible(self._devices):
-            records = [tune.TrialRecord.from_json(record) for record in done]
-            trial = tune.run_trial(self._context, number, records, is_cancelled=is_cancelled)
+            records = [TrialRecord.from_json(record) for record in done]
+            trial = run_trial(self._context, number, records, is_cancelled=is_cancelled)
         return plain(trial.to_json())
 
     def recommend(
         self, trials: Sequence[Json], is_cancelled: IsCancelled, spent_device_s: float
     ) -> Verdict:
         with _input_errors(), only_visible(self._devices):
-            records = [tune.TrialRecord.from_json(record) for record in trials]
-            report = tune.recommend(
+            records = [TrialRecord.from_json(record) for record in trials]
+            report = recommend(
                 self._context, records, is_cancelled=is_cancelled, spent_device_s=spent_device_s
             )
         return verdict_of(report)
@@ -134,7 +139,7 @@ class TunerJob:
         self._context.close()
 
 
-def groundwork_of(context: tune.TuningContext) -> Json | None:
+def groundwork_of(context: TuningContext) -> Json | None:
     """What came to the groundwork since the last call, as a job keeps it; None where nothing did,
     or where it is too large."""
     found = new_groundwork(context)
@@ -144,7 +149,7 @@ def groundwork_of(context: tune.TuningContext) -> Json | None:
     return read
 
 
-def verdict_of(report: tune.TuningReport) -> Verdict:
+def verdict_of(report: TuningReport) -> Verdict:
     """The tuner's report as a job keeps it."""
     document = plain(report.to_json())
     return Verdict(

@@ -18,14 +18,14 @@ from api.jobs.runner import JobRunner, JobStep
 from api.services.job_moves import COMMAND_LINE
 from api.web.settings import ServiceSettings
 from store import Database
+from store.connections import make_private, read_url
 from store.models import TuningJob
 from store.outage import is_outage
-from store.session import make_private, read_url
 
 # Workflows resume only under the version they began with; raise it when the steps' order changes.
 WORKFLOW_VERSION = "tuning-1"
 QUEUE = "tuning-jobs"
-# A job whose trial kills the worker each time must end some day.
+# A job whose trial kills the worker each time must end at last.
 MAX_RECOVERIES = 10
 POLL_S = 0.5
 # A workflow may end a moment before its job's row says so.

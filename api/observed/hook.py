@@ -26,7 +26,7 @@ from store.models.base import Json
 from tuner.servers.process import KEEPER
 
 NOT_NOW = os.EX_TEMPFAIL
-# Of what it says, so much is kept, from its end.
+# How much of its output is kept, from the end.
 TAIL_BYTES = 2000
 READ_BYTES = 2**16
 GRACE_S = 10.0
@@ -130,5 +130,5 @@ def _follow(
 
 
 def _environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Without what is the service's own: its database, its keys."""
+    """The environment without what is the service's own: its database, its keys."""
     return {k: v for k, v in inherited.items() if not k.upper().startswith(OWN)}

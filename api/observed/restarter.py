@@ -24,7 +24,7 @@ from api.documents.servers import Condition, Restarts
 from api.observed.fetch import FetchLimits
 from api.observed.restarts import CommandWay, HookWay, RestartError, Wanted
 from api.schemas.serving import Acknowledge
-from api.services import policies
+from api.services import policies, policy_acks
 from api.services.advice import command_of, launch_of
 from api.services.audit import service_caller
 from api.web.context import AppContext
@@ -217,7 +217,7 @@ class Restarter:
         if uow.policies.get(engine.id, version).ack_state is not AckState.PENDING:
             return
         body = Acknowledge(result="applied", seconds=seconds, policy=in_force.to_json())
-        policies.note_ack(uow, engine, version, body, service_caller(ACTOR))
+        policy_acks.note_ack(uow, engine, version, body, service_caller(ACTOR))
         newest = policies.current(uow, engine)
         if newest.ack_state is AckState.APPLIED:
             engine.applied_version = newest.version
@@ -258,4 +258,4 @@ class Restarter:
         """Say that a version will not be in force, if that is not known: what runs is adopted."""
         if version.ack_state is AckState.PENDING:
             body = Acknowledge(result="refused", message=message, policy=engine.effective_policy)
-            policies.note_ack(uow, engine, version.version, body, service_caller(ACTOR))
+            policy_acks.note_ack(uow, engine, version.version, body, service_caller(ACTOR))

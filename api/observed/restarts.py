@@ -59,7 +59,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class HookWay:
-    """By a program of the operator's, ``hook`` in the folder ``root``."""
+    """Restarts by a program of the operator's, ``hook`` in the folder ``root``."""
 
     hook: str
     root: Path | None
@@ -107,7 +107,7 @@ class HookWay:
 
 
 class CommandWay:
-    """By the service itself, whose process the server then is: it ends with the service."""
+    """Restarts by the service itself: the server is then its process, and ends with it."""
 
     def __init__(self) -> None:
         self._running: dict[str, tuple[Settings, ServerProcess]] = {}

@@ -33,9 +33,9 @@ from store.models.base import Json, utc_now
 from tuner.launch.command import System
 from tuner.servers.snapshot import PageError, Snapshot, between, read_page
 
-# Looks so many intervals apart, and so long, are not one window: what came when is not known.
+# Two looks farther apart than both are not one window: when its requests came is not known.
 MOST_GAP_INTERVALS, LEAST_GAP_S = 6, 30.0
-# Letters of why there is no page.
+# The most characters of the reason why there is no page.
 MOST_DETAIL = 500
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from api.schemas.serving import (
     PolicyView,
     RollbackRequest,
 )
-from api.services import effects, identity, policies
+from api.services import effects, identity, policies, policy_acks
 from api.web.auth import Caller, EngineCredential, require
 from api.web.context import AppContext, get_context
 from api.web.paging import NumberedPaging, link_next
@@ -147,7 +147,7 @@ def acknowledge(
 ) -> PolicyView:
     """What the engine did about a version, from the engine itself."""
     with context.database.begin() as uow:
-        answer, is_news = policies.acknowledge(
+        answer, is_news = policy_acks.acknowledge(
             uow, engine_id, version, body, credential=credential, caller=caller
         )
     if is_news:

@@ -16,7 +16,7 @@ from policies.advice import AdviceReason
 from store.models import Sight
 from tuner.hardware.precision import Precision
 
-# The model of whose name nobody said anything.
+# The model of a server for which nobody named one.
 UNNAMED = "MODEL"
 Cap = Annotated[int, Field(ge=1, le=MAX_COLUMN), NUMBER]
 

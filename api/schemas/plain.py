@@ -15,14 +15,14 @@ from engine.server.takes import NUMBER
 from tuner.hardware.device import MAX_DEVICES
 from tuner.workload.bounds import MAX_LENGTH_TOKENS
 
-# Whole numbers of columns, and of JSON as everybody reads it (RFC 7493).
+# The largest whole number of a column, and of JSON that every reader keeps exact (RFC 7493).
 MAX_COLUMN = 2**31 - 1
 MAX_JSON_INT = 2**53 - 1
 # Sums and squares of such numbers are still finite.
 MAX_JSON_FLOAT = 1e100
 MAX_DEPTH = 64
 MAX_ARRIVED = 10_000_000
-# Durations: above what any clock here can be off by, and within what a rate can divide by.
+# Bounds of durations: longer than any clock here is off by, and with finite rates.
 MIN_WINDOW_S = 1e-6
 MAX_SECONDS = 1e8
 MAX_MS = MAX_SECONDS * 1e3

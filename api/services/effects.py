@@ -24,9 +24,9 @@ from store.models import EngineRow, Heartbeat
 from store.models.base import Json
 from tuner.search.spec import LOCAL
 
-# Below what clients wait for an answer.
+# Less than clients wait for an answer.
 LIMITS = AsideLimits(seconds=25.0, memory_mib=2048)
-# As far back as the load of the last hours is looked at, and how many lengths are taken from it.
+# How far back the load is looked at, and the heartbeats that lengths are drawn from.
 BACK_S = 6 * 3600
 HEARTBEATS_S = 3600
 MOST_LENGTHS = 5000

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from api.documents.inventory import check_plan, read_inventory
 from api.documents.policy import check_model, envelope_in
 from api.schemas.serving import EngineRegister, EngineView
-from api.services import identity, leases, policies
+from api.services import identity, leases
 from api.services.audit import record
+from api.services.in_force import adopt
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
 from api.web.settings import ServiceSettings
@@ -67,7 +68,7 @@ def register(
     row.inventory, row.last_heartbeat_at = body.inventory, utc_now()
     if is_new:
         uow.engines.add(row)
-        policies.adopt(uow, row, in_force, caller, reason="registration")
+        adopt(uow, row, in_force, caller, reason="registration")
     else:
         row.registered_at = utc_now()
         # A restarted process runs its command line's policy, whatever it ran before.

@@ -17,11 +17,11 @@ from store.decisions import CAPACITY
 from store.models import EngineRow
 from tuner.spec.forecasters import list_forecasters
 
-# Minutes that a forecast looks ahead: the wait for the slow loop's next turn, and a start.
+# Minutes that a forecast looks ahead: until the slow loop's next turn, plus the start of ranks.
 HORIZON_SLOTS = 5
 # Seasonal forecasts need two days; more says little of today.
 HISTORY_S = 3 * 86_400
-# The chance with which the slow loop holds the peak.
+# The probability that the peak stays below what the slow loop keeps capacity for.
 CHANCE = 0.9
 Chosen = tuple[Forecaster, Backtest]
 
@@ -76,7 +76,7 @@ def choose_known(uow: UnitOfWork, engine: EngineRow, history: LoadHistory) -> Ch
 
 
 def choose_cheaply(history: LoadHistory) -> Chosen:
-    """Of the two that need no fitting."""
+    """The better of the two forecasters that need no fitting."""
     return choose(history, HORIZON_SLOTS, forecasters=(CONSTANT, SeasonalNaive()))
 
 

@@ -6,7 +6,7 @@ from store import UnitOfWork
 from store.models import JobState, TuningJob
 from store.models.base import utc_now
 
-# Jobs of this maker run in a command's own process; the worker leaves them alone.
+# Jobs created by this run in a command's own process; the worker leaves them alone.
 COMMAND_LINE = "command line"
 
 

@@ -13,8 +13,7 @@ from store.engines import Sender
 from store.models import EngineRow
 from store.models.base import utc_now
 
-# A lease that has lost less than this share of its time is left as it is: most heartbeats write
-# none.
+# A lease is renewed once this share of its time has passed, so that most heartbeats need not write.
 RENEWED_SHARE = 0.1
 
 

@@ -9,7 +9,7 @@ from functools import reduce
 from urllib.parse import urlsplit
 
 from api.documents.control_state import observe as observe_beats
-from api.documents.policy import PolicyDocument, envelope_in
+from api.documents.policy import envelope_in
 from api.documents.recommendation import within_envelope
 from api.documents.server_knobs import ENVELOPE, check_settings, expressible, knobs, left_out
 from api.documents.servers import Condition, Restarts, window_in
@@ -23,6 +23,7 @@ from api.schemas.observed import (
 from api.schemas.serving import ChangeSet
 from api.services import identity, policies
 from api.services.audit import record
+from api.services.in_force import adopt
 from api.services.policies import Authorship
 from api.web.addresses import why_forbidden
 from api.web.auth import Caller
@@ -78,7 +79,7 @@ def observe(
         identity.issue(row)  # and told to nobody: no heartbeat may be sent for it
         uow.engines.add(row)
     if is_new or Settings.from_json(row.effective_policy) != in_force:
-        policies.adopt(uow, row, in_force, caller, reason="observed")
+        adopt(uow, row, in_force, caller, reason="observed")
     if sla is not None:
         _hold_to(uow, row, sla, caller)
     _keep_server(uow, row, body, url)
@@ -95,7 +96,7 @@ def bind(uow: UnitOfWork, engine_id: str, body: BindRequest, *, caller: Caller) 
     """
     engine = uow.engines.get(engine_id, for_update=True)
     table = CapacityTable.from_json(body.capacity_table)
-    before = PolicyDocument.from_json(policies.current(uow, engine).document)
+    before = policies.current_document(uow, engine)
     control = {
         "recommendation_id": None,
         "schedule": None,
@@ -197,7 +198,7 @@ def _inventory(body: ObserveRequest) -> Json | None:
 
 
 def _hold_to(uow: UnitOfWork, row: EngineRow, sla: str, caller: Caller) -> None:
-    before = PolicyDocument.from_json(policies.current(uow, row).document)
+    before = policies.current_document(uow, row)
     by = Authorship(caller=caller, origin="operator", reason="observed")
     policies.write(uow, row, before, replace(before, sla=sla), by)
 

@@ -27,7 +27,7 @@ from store.models import (
 from store.models.base import utc_now
 from store.paging import PageRequest
 
-# What counts as now: a few heartbeats.
+# The window that counts as now: a few heartbeats.
 NOW_S = 5.0
 MOST_ENGINES = 500
 
@@ -59,7 +59,7 @@ class LoadNow:
 
     @classmethod
     def of(cls, beats: Sequence[Heartbeat]) -> LoadNow | None:
-        """Of an engine's windows, the newest last; None: there are none, which is not silence."""
+        """The load in an engine's windows, newest last; None without any, which is not silence."""
         if not beats:
             return None
         seconds: Counter[str] = Counter()

@@ -1,10 +1,9 @@
-"""Policies of engines: read, patch, roll back, acknowledge."""
+"""Policies of engines: read, patch, write and roll back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from api.documents.control_state import memory_to_json
 from api.documents.inventory import check_plan, read_inventory
 from api.documents.policy import (
     Change,
@@ -18,17 +17,16 @@ from api.documents.policy import (
 from api.documents.recommendation import predicted_for
 from api.documents.server_knobs import as_restarts, check_restart, check_settings
 from api.documents.transition import foresee
-from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
-from api.services import identity
+from api.schemas.serving import ChangeSet, PolicyView
 from api.services.audit import record
+from api.services.in_force import mark_applied
 from api.web.auth import Caller
 from api.web.errors import ApiError
 from engine.spec.inventory import Inventory
 from engine.spec.settings import Settings
-from policies.controller import ControlMemory
 from store import ConflictError, UnitOfWork
-from store.models import AckState, EngineRow, PolicyVersion
-from store.models.base import Json, utc_now
+from store.models import EngineRow, PolicyVersion
+from store.models.base import Json
 
 # What goes in force with a version before any recommendation was applied.
 NO_CONTROL: Json = {"recommendation_id": None, "schedule": None, "capacity_table": None}
@@ -46,6 +44,11 @@ class Authorship:
 def current(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
     """The version the engine is asked to run."""
     return uow.policies.get(engine.id, engine.desired_version)
+
+
+def current_document(uow: UnitOfWork, engine: EngineRow) -> PolicyDocument:
+    """The policy of that version."""
+    return PolicyDocument.from_json(current(uow, engine).document)
 
 
 def inventory_of(engine: EngineRow) -> Inventory:
@@ -122,7 +125,7 @@ def patched(uow: UnitOfWork, engine: EngineRow, body: Json) -> PolicyDocument:
     Raises:
         PolicyError: an unknown knob or a wrong value.
     """
-    return PolicyDocument.from_json(current(uow, engine).document).patched(body)
+    return current_document(uow, engine).patched(body)
 
 
 def write(
@@ -199,7 +202,7 @@ def _add(
         after=after.to_json(),
     )
     if engine.system is not None and settings_in(engine.effective_policy) == after.settings:
-        _settle(engine, row, after.settings)
+        mark_applied(engine, row, after.settings)  # its command stays as it is: none will say so
     return row
 
 
@@ -224,98 +227,6 @@ def rollback(
     return write(uow, engine, before, after, by, control=control)
 
 
-def acknowledge(
-    uow: UnitOfWork,
-    engine_id: str,
-    version: int,
-    body: Acknowledge,
-    *,
-    credential: str | None,
-    caller: Caller,
-) -> tuple[PolicyView, bool]:
-    """Keep what the engine did; the policy now, and whether this was news. A refused version is
-    replaced by what the engine really runs.
-
-    The same acknowledgement may come twice (the engine retries), and the second time when a newer
-    version was acknowledged meanwhile: then it changes nothing.
-
-    Raises:
-        ApiError: 403, not from the engine itself.
-        PolicyError: a plan beyond the engine's inventory.
-    """
-    engine = uow.engines.get(engine_id, for_update=True)
-    identity.require_own(engine, credential)
-    return note_ack(uow, engine, version, body, caller)
-
-
-def note_ack(
-    uow: UnitOfWork, engine: EngineRow, version: int, body: Acknowledge, caller: Caller
-) -> tuple[PolicyView, bool]:
-    """:func:`acknowledge`, for whoever is known to speak for the engine, and holds its row."""
-    row = uow.policies.get(engine.id, version)
-    in_force = settings_in(body.policy)
-    check_plan(in_force.plan, inventory_of(engine), engine.model, pointer="/policy/plan")
-    result, before = AckState(body.result), row.ack_state
-    is_first, is_late = before is AckState.PENDING, version < engine.applied_version
-    if is_first or (result is AckState.REFUSED and not is_late):
-        _note_ack_on(row, body)
-    if not is_late:
-        engine.effective_policy = in_force.to_json()
-        if result is AckState.APPLIED:
-            engine.applied_version = version
-            if is_first:
-                _put_in_force(engine, row, in_force)
-        elif version == engine.desired_version:
-            adopt(uow, engine, in_force, caller, reason=f"version {version} was refused")
-    is_news = is_first or (before is not result and not is_late)
-    return view(engine, current(uow, engine)), is_news
-
-
-def _note_ack_on(row: PolicyVersion, body: Acknowledge) -> None:
-    row.ack_state = AckState(body.result)
-    row.ack_message = body.message or None
-    row.ack_changes = dict(body.changes)
-    row.ack_seconds = body.seconds
-    row.ack_transition = body.transition
-    row.acknowledged_at = utc_now()
-
-
-def adopt(
-    uow: UnitOfWork, engine: EngineRow, in_force: Settings, caller: Caller, *, reason: str
-) -> PolicyVersion:
-    """Make what the engine runs the requested policy, as a version already applied.
-
-    What the service adds (SLA, guards, provenance, recommendation, schedule) is that of the last
-    version that was applied and not refused: nothing of a refused one stays.
-    """
-    before = current(uow, engine).document if engine.desired_version else None
-    kept = uow.policies.find_applied(engine.id, before=engine.desired_version + 1)
-    if kept is None:
-        document = PolicyDocument(engine=engine.id, settings=in_force)
-    else:
-        document = replace(PolicyDocument.from_json(kept.document), settings=in_force)
-    after = document.to_json()
-    row = uow.policies.add(
-        engine,
-        document=after,
-        control=None if kept is None else kept.control,
-        origin="adopted",
-        reason=reason,
-        created_by=caller.actor,
-    )
-    _put_in_force(engine, row, in_force)
-    if engine.capacity_memory is not None:
-        # What runs is known now, and no drift: the slow loop goes on from there.
-        engine.capacity_memory = {**engine.capacity_memory, "commanded": str(in_force.plan)}
-    row.ack_state = AckState.APPLIED
-    row.acknowledged_at = utc_now()
-    engine.applied_version = row.version
-    engine.effective_policy = in_force.to_json()
-    resource = f"engines/{engine.id}/policy"
-    record(uow, caller, "policy.adopted", resource, reason=reason, before=before, after=after)
-    return row
-
-
 def _check_server(
     uow: UnitOfWork, engine: EngineRow, before: PolicyDocument, after: PolicyDocument
 ) -> None:
@@ -326,32 +237,6 @@ def _check_server(
     server = uow.servers.find(engine.id)
     can_restart = server is not None and server.restart is not None
     check_restart(engine.name, before.settings, after.settings, can_restart=can_restart)
-
-
-def _settle(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> None:
-    """A version of an observed engine that leaves its command as it is holds at once."""
-    row.ack_state, row.acknowledged_at = AckState.APPLIED, utc_now()
-    engine.applied_version = row.version
-    _put_in_force(engine, row, in_force)
-
-
-def _put_in_force(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> None:
-    """Make SLA, recommendation, schedule and capacity table of a version those of the engine.
-
-    With others the controller starts afresh, from what runs now; the slow loop also where a
-    recommendation was applied again.
-    """
-    control = row.control or {}
-    found = (control.get("recommendation_id"), control.get("schedule"))
-    engine.sla = row.document.get("sla")
-    if control.get("recommendation_id") != engine.recommendation_id:
-        engine.drift_memory = None
-    if found != (engine.recommendation_id, engine.schedule):
-        engine.recommendation_id, engine.schedule = found
-        memory = ControlMemory(commanded=in_force, changed_s=utc_now().timestamp())
-        engine.control_memory = memory_to_json(memory)
-    if control.get("capacity_table") != engine.capacity_table or row.origin == "recommendation":
-        engine.capacity_table, engine.capacity_memory = control.get("capacity_table"), None
 
 
 def _applied_before(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:

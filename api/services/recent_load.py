@@ -22,7 +22,7 @@ from tuner.workload.write import TraceForm, trace_text
 HOURS_S = 6 * 3600
 # Lengths are drawn from the requests that ended in this time.
 LENGTHS_S = 600.0
-# Fewer tell nothing of a load; of more, minutes are left out evenly, but never the busiest.
+# Fewer requests say nothing about a load; of more, minutes are left out evenly, never the busiest.
 LEAST_REQUESTS = 50
 MOST_REQUESTS = 20_000
 OF_A_SPEC = ("spec", "seed")

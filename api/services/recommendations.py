@@ -43,7 +43,7 @@ def apply(
         PolicyError: caps above the engine's envelope, with the class the change would need.
     """
     engine = uow.engines.get(engine_id, for_update=True)
-    before = PolicyDocument.from_json(policies.current(uow, engine).document)
+    before = policies.current_document(uow, engine)
     after, control, left_out = as_policy(uow, recommendation_id, engine, before)
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
     found = policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)

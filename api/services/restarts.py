@@ -11,7 +11,7 @@ from policies.decision import Action
 from store import UnitOfWork
 from store.models import EngineRow
 
-# What starting ranks takes where the engine has not said.
+# How long ranks take to start, if the engine has not said.
 UNKNOWN_START_S = 60.0
 
 
@@ -26,7 +26,7 @@ def find_restarts(uow: UnitOfWork, engine: EngineRow) -> Restarts | None:
 def restart_costs(
     table: CapacityTable, current: CarriedRate, restarts: Restarts | None
 ) -> tuple[SwitchCost, ...]:
-    """Of going to each entry by a restart; nothing where people make it, who weigh it themselves.
+    """The cost of going to each entry by a restart; none where people restart: they weigh it.
 
     Unless the operator says otherwise (``away_s``), nothing serves until the new server does.
     """

@@ -67,7 +67,7 @@ def write(
     control: Json | None = None,
 ) -> None:
     """Ask the engine for ``after`` as the rollout's version."""
-    before = PolicyDocument.from_json(policies.current(uow, engine).document)
+    before = policies.current_document(uow, engine)
     by = Authorship(caller=service_caller(ACTOR), origin=origin, reason=reason[:REASON_LENGTH])
     policies.write(uow, engine, before, after, by, control=control)
     rollout.written_version = engine.desired_version

@@ -26,7 +26,7 @@ from store.models.base import Json
 from tuner.hardware import parse_hardware
 from tuner.spec.errors import TunerError
 
-# What can be asked for and taken back within a slice.
+# Changes of these classes can be made and taken back within one slice.
 TAKES_TURNS = (KnobClass.HOT, KnobClass.DRAIN)
 OWN_FIELDS = (
     "id",
@@ -58,7 +58,7 @@ def create(
     limits = body.limits.limits
     engine = uow.engines.get(body.engine_id, for_update=True)
     _require_free(uow, engine)
-    before = PolicyDocument.from_json(policies.current(uow, engine).document)
+    before = policies.current_document(uow, engine)
     after, control = before.patched(body.patch or {}), policies.current(uow, engine).control
     if body.recommendation_id is not None:
         after, control, _ = recommendations.as_policy(uow, body.recommendation_id, engine, before)

@@ -14,7 +14,7 @@ from ipaddress import (
 
 Network = IPv4Network | IPv6Network
 NAT64 = IPv6Network("64:ff9b::/96")
-# Whatever is allowed: what is there is nobody's server (clouds have their secrets at the first).
+# Refused whatever is allowed: no server is there, and clouds keep secrets at link-local addresses.
 NEVER = "link-local, multicast, reserved or unspecified"
 
 

@@ -15,8 +15,8 @@ from store.outage import is_outage
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-# From one group to the next: what comes meanwhile is written together. Nobody waits longer for it
-# than this, and who comes alone does not wait at all.
+# Time from one group to the next: what comes meanwhile is written together. Nobody waits longer
+# than this for a group, and an item that comes alone does not wait at all.
 EVERY_S = 0.03
 MOST_ITEMS = 200
 

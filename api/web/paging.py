@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 Limit = Annotated[int, Query(ge=1, le=500, description="Rows per page")]
-# What store.models.base.new_id makes.
+# An id as store.models.base.new_id makes it.
 ID_PATTERN = r"^[a-z]+_[0-9a-f]{21}$"
-# Text, as all cursors are; a column holds no number of ten digits that begins with more than 2.
+# A number as text, as all cursors are; the pattern keeps it within what a column holds.
 NUMBER_PATTERN = r"^(1[0-9]{9}|[0-9]{1,9})$"
 FROM_LINK = "From the Link header of a page"
 

@@ -13,15 +13,15 @@ from fastapi import FastAPI
 from api.web.context import AppContext
 from engine.server.connections import ServerConfig
 
-# What is still open after this is cut; its clients come back by themselves.
+# Connections still open after this are cut; their clients come back by themselves.
 DRAIN_S = 3
-# Seconds that one thread may keep the interpreter from another. SQLite gives it away at every
-# statement; with Python's 5 ms a transaction of eight statements under load takes 40 ms. Of 1,000
-# engines' heartbeats on SQLite the p99 was 124 ms with 0.5 ms and 72 ms with this.
+# How long one thread may keep the interpreter lock from another. SQLite releases it at every
+# statement, so with Python's default of 5 ms a transaction of eight statements takes 40 ms under
+# load. The p99 of 1,000 engines' heartbeats on SQLite was 124 ms with 0.5 ms and 72 ms with this.
 SWITCH_S = 0.0002
-# When the collector looks for garbage, as in gc.set_threshold. A thousand requests that wait are
-# half a million objects, and by Python's defaults all of them were searched every three seconds,
-# for 0.12 s and some fifty objects each time. Now it is about every two minutes.
+# Thresholds of the garbage collector (gc.set_threshold). A thousand waiting requests are half a
+# million objects; with Python's defaults all of them were searched every three seconds, which took
+# 0.12 s and freed some fifty objects. With these it is about every two minutes.
 COLLECT_AT = (5000, 10, 50)
 
 

@@ -326,6 +326,6 @@ def num_devices(settings: ServiceSettings) -> int:
 
 
 def num_visible(count: int) -> int:
-    """Of so many CUDA devices those that whoever started this process lets it see."""
+    """How many of ``count`` CUDA devices this process may see."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     return count if shown is None else min(count, len([name for name in shown.split(",") if name]))

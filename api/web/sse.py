@@ -18,7 +18,7 @@ from store import UnitOfWork
 from store.models import JobEventRow, RolloutEventRow
 
 Event = JobEventRow | RolloutEventRow
-# Of what is followed, the events after a number, and whether no more will come.
+# The events after a number, and whether they are the last.
 Found = tuple[Sequence[Event], bool]
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

@@ -21,7 +21,7 @@ from store.watched import Change
 
 LONGEST_PAUSE_S = 5.0
 LISTEN_AGAIN_S = 1.0
-# So long a first look is waited for, by those that can read for themselves.
+# How long followers that can read for themselves wait for the first look.
 FIRST_LOOK_S = 1.0
 
 

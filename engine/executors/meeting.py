@@ -8,6 +8,7 @@ from engine.parallel.shm_build import can_use_python_version, find_library
 from engine.parallel.shm_layout import Segment
 from engine.spec.config import Collectives, EngineConfig
 from engine.spec.errors import EngineError
+from engine.wire.messages import Meeting
 
 
 def collectives_for(config: EngineConfig) -> Collectives:
@@ -42,10 +43,7 @@ def may_share_devices(config: EngineConfig) -> bool:
 
 
 class MeetingPlace:
-    """Opened by the executor, which owns it; ranks get its address and descriptors.
-
-    ``address`` is what ``engine.wire.messages.Meeting`` tells ranks.
-    """
+    """Opened and closed by whoever starts the ranks, which get its address and descriptors."""
 
     def __init__(self, backend: Collectives) -> None:
         self.backend = backend
@@ -53,11 +51,11 @@ class MeetingPlace:
         self._listener: socket.socket | None = None
         if backend is Collectives.SHM:
             self._segment = Segment.create()
-            self.address = str(find_library() or "")
+            self._address = str(find_library() or "")
         else:
             # Bound here and handed to rank 0, so that no other program can take the port.
             self._listener = socket.create_server(("127.0.0.1", 0))
-            self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+            self._address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
 
     @property
     def can_be_left(self) -> bool:
@@ -72,6 +70,10 @@ class MeetingPlace:
     def can_be_captured(self) -> bool:
         """Whether collectives are work of the device, which CUDA graphs can hold."""
         return self.backend is Collectives.NCCL
+
+    def invitation(self, *, timeout_s: float) -> Meeting:
+        """What ranks are told of it."""
+        return Meeting(backend=self.backend.value, address=self._address, timeout_s=timeout_s)
 
     def fds_for(self, rank: int) -> list[int]:
         """Descriptors that go with the rank's setup."""

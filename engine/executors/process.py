@@ -22,7 +22,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.share import RankShare
 from engine.spec.steps import StepPlan, StepResult
-from engine.wire.messages import FromRank, Meeting, RankFailure, RankReady, RankSetup
+from engine.wire.messages import FromRank, RankFailure, RankReady, RankSetup
 
 # How long to look for the first cause after a failure: a rank may complain of a dead peer before
 # this process notices the death.
@@ -207,11 +207,7 @@ class ProcessExecutor:
                 device=device_of(config, rank),
                 has_graphs=meeting.can_be_captured,
             ),
-            meeting=Meeting(
-                backend=meeting.backend.value,
-                address=meeting.address,
-                timeout_s=config.step_timeout_s,
-            ),
+            meeting=meeting.invitation(timeout_s=config.step_timeout_s),
             link=None if is_cuda else config.link,
             num_threads=1 if is_cuda else config.threads_per_rank or 1,
         )

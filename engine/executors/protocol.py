@@ -14,7 +14,7 @@ ENDED = "it was ended while it started"
 
 
 def never_ends() -> bool:
-    """Of a start that nobody ends."""
+    """The ``IsEnding`` of a start that nobody ends."""
     return False
 
 

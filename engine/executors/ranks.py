@@ -49,9 +49,7 @@ class RankProcess:
     :meth:`begin_use`) are dropped.
     """
 
-    def __init__(
-        self, *, module: str = "engine.rank.worker", send_timeout_s: float = SEND_TIMEOUT_S
-    ) -> None:
+    def __init__(self, *, module: str = "engine.rank.worker") -> None:
         self.number = 0
         self._tag = 0
         ours, theirs = socket.socketpair()
@@ -73,7 +71,7 @@ class RankProcess:
             raise RankError(f"a rank did not start: {error}") from error
         finally:
             theirs.close()
-        ours.settimeout(send_timeout_s)
+        ours.settimeout(SEND_TIMEOUT_S)
         self.channel = FrameChannel(ours)
 
     @property
@@ -153,7 +151,6 @@ class RankProcesses:
         num_ranks: int,
         *,
         module: str = "engine.rank.worker",
-        send_timeout_s: float = SEND_TIMEOUT_S,
         processes: Sequence[RankProcess] = (),
     ) -> None:
         self.num_ranks = num_ranks
@@ -163,7 +160,7 @@ class RankProcesses:
         self._ranks = list(processes)
         try:
             while len(self._ranks) < num_ranks:
-                self._ranks.append(RankProcess(module=module, send_timeout_s=send_timeout_s))
+                self._ranks.append(RankProcess(module=module))
         except RankError:
             end_processes(self._ranks)
             raise

@@ -24,6 +24,8 @@ from engine.wire.messages import ToRank
 from engine.wire.rank_table import RankTable
 
 ENDING_LOOK_S = 0.1
+# Of the table that inputs are applied to.
+NUM_SLOTS, MAX_BLOCKS_PER_SEQ = 1024, 2048
 FIRST_TOKEN_ID = 3  # below lie the usual begin, end and padding ids
 
 
@@ -44,8 +46,8 @@ class SimulatedExecutor:
     3, so that no usual end-of-text id appears.
 
     With ``applies_inputs`` it does a rank's host work too, in :meth:`submit`: the message is
-    encoded, decoded and applied to a table of ``num_slots`` slots, and placeholders are filled. A
-    step cannot begin before that is done. ``start_s``: seconds that :meth:`start` takes, unless
+    encoded, decoded and applied to a table of slots, and placeholders are filled. A step cannot
+    begin before that is done. ``start_s``: seconds that :meth:`start` takes, unless
     ``is_ending`` says meanwhile that nobody needs it.
     """
 
@@ -60,8 +62,6 @@ class SimulatedExecutor:
         start_s: float = 0.0,
         is_ending: IsEnding = never_ends,
         applies_inputs: bool = False,
-        num_slots: int = 1024,
-        max_blocks_per_seq: int = 2048,
     ) -> None:
         self._plan = plan
         self._vocab_size = model_vocab_size
@@ -70,9 +70,7 @@ class SimulatedExecutor:
         self._clock = clock
         self._start_s = start_s
         self._is_ending = is_ending
-        self._inputs: _InputWork | None = None
-        if applies_inputs:
-            self._inputs = _InputWork(num_slots, min(num_kv_blocks, max_blocks_per_seq))
+        self._inputs = _InputWork(num_kv_blocks) if applies_inputs else None
         self._stages = Stages([0.0] * plan.pp)
         self._running: deque[_Running] = deque()
         self._is_open = False
@@ -153,11 +151,12 @@ class SimulatedExecutor:
 class _InputWork:
     """What a rank's host does with a message before the forward pass, and the tokens it keeps."""
 
-    def __init__(self, num_slots: int, max_blocks: int) -> None:
+    def __init__(self, num_kv_blocks: int) -> None:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToRank)
-        self._table = RankTable(num_slots=num_slots, max_blocks=max_blocks)
-        self._last_tokens = np.zeros(num_slots, np.int64)
+        max_blocks = min(num_kv_blocks, MAX_BLOCKS_PER_SEQ)
+        self._table = RankTable(num_slots=NUM_SLOTS, max_blocks=max_blocks)
+        self._last_tokens = np.zeros(NUM_SLOTS, np.int64)
 
     def run(self, step: StepPlan, sampled_ids: Int32Array) -> None:
         """Apply ``step``, whose sampled rows will get ``sampled_ids`` i4[R]."""

@@ -53,7 +53,7 @@ def mode_table_for(
     """
     envelope = config.start_envelope
     longest = min(
-        config.max_model_len or model.max_positions, info.num_kv_blocks * config.block_size
+        model.context_tokens(config.max_model_len), info.num_kv_blocks * config.block_size
     )
     max_tokens = min(envelope.max_num_batched_tokens, envelope.max_num_seqs * longest)
     steps = SyntheticSteps(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from engine.spec.errors import PlanError
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
@@ -62,20 +60,18 @@ def check_plan(plan: ParallelPlan, model: ModelConfig) -> None:
         raise PlanError(f"plan {plan} cannot run this model: " + "; ".join(reasons))
 
 
-def list_plans(model: ModelConfig, num_devices: int, *, max_pp: int = 8) -> list[ParallelPlan]:
-    """Every plan this model can run on 1..num_devices devices, Shift on and off, sorted by size."""
-    plans = []
-    for degrees in _degrees(num_devices):
-        for shift in (False, True) if degrees["sp"] > 1 else (False,):
-            plan = ParallelPlan(**degrees, shift=shift)
-            if degrees["pp"] <= max_pp and not infeasible_reasons(plan, model):
-                plans.append(plan)
+def list_plans(num_devices: int, *, least_devices: int = 1) -> list[ParallelPlan]:
+    """Every plan on ``least_devices``..``num_devices`` devices, Shift on and off, sorted by size.
+
+    Not every model can run each of them: see ``infeasible_reasons``.
+    """
+    plans = [
+        ParallelPlan(dp=dp, pp=pp, sp=sp, tp=tp, shift=shift)
+        for dp in range(1, num_devices + 1)
+        for pp in range(1, num_devices // dp + 1)
+        for sp in range(1, num_devices // (dp * pp) + 1)
+        for tp in range(1, num_devices // (dp * pp * sp) + 1)
+        if dp * pp * sp * tp >= least_devices
+        for shift in ((False, True) if sp > 1 else (False,))
+    ]
     return sorted(plans, key=lambda plan: (plan.world_size, plan))
-
-
-def _degrees(num_devices: int) -> Iterator[dict[str, int]]:
-    for dp in range(1, num_devices + 1):
-        for pp in range(1, num_devices // dp + 1):
-            for sp in range(1, num_devices // (dp * pp) + 1):
-                for tp in range(1, num_devices // (dp * pp * sp) + 1):
-                    yield {"dp": dp, "pp": pp, "sp": sp, "tp": tp}

@@ -173,7 +173,7 @@ class Measurement:
 
     @property
     def output_tokens(self) -> int:
-        """Of completed requests."""
+        """Output tokens of completed requests."""
         return sum(t.output_tokens for t in self.completed)
 
     @property

@@ -156,6 +156,10 @@ class ModelConfig:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    def context_tokens(self, max_model_len: int | None) -> int:
+        """The longest sequence: ``max_model_len``, or every position where that is None or more."""
+        return min(max_model_len or self.max_positions, self.max_positions)
+
     @property
     def layer_params(self) -> int:
         """Parameters of one decoder layer's matrices (norms and biases left out)."""

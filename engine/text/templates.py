@@ -182,7 +182,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    """Without what is null, and with the model's thoughts under the names templates know."""
+    """The message without null fields, with the model's thoughts under the names templates know."""
     kept = {key: _plain(value) for key, value in message.items() if value is not None}
     thoughts = next((kept[name] for name in REASONING_FIELDS if name in kept), None)
     if thoughts is None:

@@ -54,7 +54,7 @@ class Took:
     carried: int
 
     def to_json(self) -> dict[str, Any]:
-        """As it is told to whoever asked for it."""
+        """The form in which whoever asked for the transition is told."""
         return {
             "way": self.way.value,
             "peak_devices": self.peak_devices,

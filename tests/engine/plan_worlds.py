@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from engine.modes.chooser import ModeChooser
+from engine.spec.feasible import infeasible_reasons, list_plans
 from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
@@ -23,6 +24,12 @@ MAX_TOKENS = 8
 BUDGET = 11
 VOCAB_SIZE = 259
 NAMED_PLANS = ("sp=8", "sp=4,tp=2", "sp=2,tp=4", "pp=2,sp=4", "pp=2,sp=2,tp=2")
+
+
+def single_replica_plans(model: ModelConfig, num_devices: int) -> list[ParallelPlan]:
+    """Every plan of one replica that ``model`` can run on 1..``num_devices`` devices."""
+    plans = list_plans(num_devices)
+    return [plan for plan in plans if plan.dp == 1 and not infeasible_reasons(plan, model)]
 
 
 class World:

@@ -18,7 +18,6 @@ from engine.models.create import create_model
 from engine.parallel.mesh import solo_groups
 from engine.rank.runner import ModelRunner
 from engine.spec.config import Collectives, EngineConfig, ExecutorKind
-from engine.spec.feasible import list_plans
 from engine.spec.model import DType
 from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan, parse_plan
@@ -36,6 +35,7 @@ from tests.engine.plan_worlds import (
     outputs,
     pinned,
     same_unless_tied,
+    single_replica_plans,
 )
 
 pytestmark = [
@@ -88,7 +88,7 @@ def test_every_plan_in_float32_picks_the_tokens_of_transformers_unless_they_tie(
 ) -> None:
     world = worlds[family]
     wanted = world.reference(torch.float32)
-    plans = [plan for plan in list_plans(world.model, 8) if plan.dp == 1]
+    plans = single_replica_plans(world.model, 8)
     for plan in plans[:: 3 if family == "llama" else 8]:
         got = world.run(plan, mode=coin(plan), dtype=DType.FLOAT32)
         for mine, reference in zip(got, wanted, strict=True):

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.spec.feasible import list_plans
 from engine.spec.model import DType
 from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan, parse_plan
@@ -24,6 +23,7 @@ from tests.engine.plan_worlds import (
     outputs,
     pinned,
     same_unless_tied,
+    single_replica_plans,
 )
 from tests.engine.step_driver import DrivenSequence
 
@@ -68,7 +68,7 @@ def test_every_feasible_plan_up_to_8_ranks_equals_the_single_rank_with_rungs_dra
 ) -> None:
     world = worlds[(family, tied)]
     single = world.run(ParallelPlan(), mode=pinned(BASE))
-    plans = [plan for plan in list_plans(world.model, 8) if plan.dp == 1]
+    plans = single_replica_plans(world.model, 8)
     assert {str(plan) for plan in plans} > set(NAMED_PLANS)
     assert_equal(world, plans, single)
 
@@ -107,7 +107,7 @@ def test_steps_submitted_before_the_ones_they_continue_are_done_give_the_same_on
     world = worlds[(family, False)]
     sampling = {"temperature": 0.9, "top_k": 60, "top_p": 0.95}
     single = world.run(ParallelPlan(), mode=pinned(BASE), **sampling)
-    for plan in [plan for plan in list_plans(world.model, 8) if plan.dp == 1]:
+    for plan in single_replica_plans(world.model, 8):
         options = {"num_ahead": plan.pp, "has_parallel_sampling": has_parallel_sampling}
         assert_equal(world, [plan], single, **options, **sampling)
 
@@ -189,7 +189,7 @@ def test_degrees_that_are_no_powers_of_two_keep_the_order_of_heads_and_vocabular
     )
     world = World(write_checkpoint(tmp_path, config))
     single = world.run(ParallelPlan(), mode=pinned(BASE))
-    plans = [p for p in list_plans(world.model, 6) if p.dp == 1 and p.stage_size % 3 == 0]
+    plans = [p for p in single_replica_plans(world.model, 6) if p.stage_size % 3 == 0]
     assert {"sp=2,tp=3,shift", "pp=2,sp=3,shift"} <= {str(plan) for plan in plans}
     assert kv_heads == 3 or "sp=3,tp=2,shift" in {str(plan) for plan in plans}
     for plan in plans:

@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from store import CursorError, Database, PageRequest, StoreError
+from store.connections import LOG_PAGES
 from store.models.base import utc_now
 from store.outage import is_outage
-from store.session import LOG_PAGES
 
 
 def test_leaving_the_block_commits(database: Database) -> None:

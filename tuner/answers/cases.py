@@ -70,7 +70,7 @@ class Question:
         return usual if self.prefix_cache is None else self.prefix_cache
 
     def warnings(self, *, keeps_prefixes: bool) -> tuple[str, ...]:
-        """Fill in what the question leaves out, wherever the step times come from."""
+        """What may mislead in the answer, wherever the step times come from."""
         if self.workload.shares_beginnings and not keeps_prefixes:
             return (
                 "prompts share beginnings, and every one is computed again: add --prefix-cache "

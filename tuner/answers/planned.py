@@ -15,10 +15,10 @@ from tuner.answers.answer import Answer
 from tuner.answers.asked import ServedAs
 from tuner.answers.words import read_sla, read_workload
 from tuner.described.title import Title
-from tuner.planner.again import plan_again
 from tuner.planner.document import choices, infeasible, plan_json, plan_title
 from tuner.planner.planner import PlanReport, make_plan
 from tuner.planner.pool import Jobs
+from tuner.planner.replan import replanner
 from tuner.planner.ways_out import WaysOut, find_ways_out
 from tuner.search.report import infeasible_text
 from tuner.workload.workload import Workload
@@ -110,8 +110,8 @@ def look_for_ways(
     """What would help if nothing meets the SLA; None if something does."""
     if report.selection.best is not None:
         return None
-    with plan_again(report, jobs=jobs) as again:
-        return find_ways_out(report, again, on_stage)
+    with replanner(report, jobs=jobs) as replan:
+        return find_ways_out(report, replan, on_stage)
 
 
 def plan(

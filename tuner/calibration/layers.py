@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from tuner.calibration.links import Series
 from tuner.calibration.systems import Measured
-from tuner.hardware.physics import ACTIVATION_BYTES, FloatArray
+from tuner.hardware.physics import ACTIVATION_BYTES, HEAD_DIM, FloatArray
 from tuner.work.counts import CollectiveKind
 
-HEAD_DIM = 128
 DEGREES = (1, 2, 4, 8)
 PREFILL, DECODE = "prefill", "decode"
 

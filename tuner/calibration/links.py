@@ -25,7 +25,7 @@ from tuner.hardware.curves import (
     SizeCurve,
     SmallLaw,
 )
-from tuner.hardware.physics import ACTIVATION_BYTES, FloatArray
+from tuner.hardware.physics import ACTIVATION_BYTES, HEAD_DIM, FloatArray
 from tuner.work.counts import CollectiveKind
 
 NCCL_NAMES = {
@@ -41,7 +41,6 @@ KIB = 1024
 # these bytes (two always do). Tensors of LIBRARY_BYTES and more go to NCCL.
 ONE_SHOT_BYTES = {4: 512 * KIB, 8: 256 * KIB}
 LIBRARY_BYTES = 8 * KIB * KIB
-HEAD_DIM = 128
 SMALL = {
     "norm": "input_layernorm",
     "rope": "attn_rope",

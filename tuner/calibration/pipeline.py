@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,8 +50,8 @@ class PipelineFit:
     errors: dict[float, float]
 
 
-def traces(deployment: Deployment, data: Path, seeds: Iterable[int] = SEEDS) -> list[Workload]:
-    """The deployment's runs, drawn with each of ``seeds``.
+def traces(deployment: Deployment, data: Path) -> list[Workload]:
+    """The deployment's runs, drawn with each of :data:`SEEDS`.
 
     Raises:
         TunerError: the data are not there.
@@ -60,7 +59,7 @@ def traces(deployment: Deployment, data: Path, seeds: Iterable[int] = SEEDS) -> 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "runs.csv"
         found = []
-        for seed in seeds:
+        for seed in SEEDS:
             write_runs(path, data, deployment, seed=seed)
             found.append(read_runs(path))
     return found

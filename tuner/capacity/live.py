@@ -46,8 +46,8 @@ from tuner.workload.workload import Workload
 NUM_PROBES = 10
 MOST_PROBES = 3 * NUM_PROBES
 LEAST_PROBE_S = 0.5
-# A probe has this many times the requests of which a percentile leaves one over, so that late ones
-# show.
+# A p99 leaves one request in a hundred above it; a probe has this many times as many requests, so
+# that late ones show.
 LATE_ONES = 2.5
 # The driver's p99 may be this late, or a share of the tightest bound on TTFT or E2E if that is
 # less.

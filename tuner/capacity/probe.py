@@ -15,7 +15,8 @@ from policies.report import flat_metrics
 from policies.sla import Sla
 from policies.verdict import is_dependable, meets_in_run
 from tuner.described.document import estimates_of
-from tuner.simulation.simulate import OnProgress
+from tuner.described.node import Node
+from tuner.simulation.simulate import OnProgress, SimulationResult
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
 
@@ -29,7 +30,7 @@ class Run(Protocol):
 
 # A run of a workload with all step times multiplied by a number.
 RunOn = Callable[[Workload, float, OnProgress], Run]
-# Fewer requests than this say little of a p95.
+# With fewer requests than this, a p95 says little.
 LEAST_REQUESTS = 200
 
 
@@ -46,6 +47,21 @@ class Asked:
     workload: Workload
     sla: Sla
     interval: float
+
+    @classmethod
+    def of_node(
+        cls, node: Node, settings: Settings, workload: Workload, sla: Sla, *, seed: int
+    ) -> Asked:
+        """What ``settings`` on the node carry, by simulation."""
+
+        def run_on(load: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
+            return node.simulate(
+                settings, load, seed=seed, step_scale=step_scale, on_progress=on_progress
+            )
+
+        return cls(
+            settings=settings, run_on=run_on, workload=workload, sla=sla, interval=node.interval
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from tuner.workload.workload import FloatArray, Workload
 
 # Rates around the crossing of the first draw at which all draws are probed.
 GRID = (0.8, 0.88, 0.94, 1.0, 1.06, 1.12, 1.2)
-# Two rates between which P is drawn as a line are no farther apart.
+# P is interpolated as a line only between rates that are no farther apart than this ratio.
 WIDEST_GAP = 1.25
 NUM_DRAWS = 5
 NUM_BOOTSTRAPS = 400
@@ -36,18 +36,17 @@ NUM_BOOTSTRAPS = 400
 BRACKET_RATIO = 1.06
 # If every look simulates a whole plan, the edge is found within this ratio.
 TIGHTER = 1.05
-# Nothing is looked for farther than this from the workload's own rate, or with more requests than
-# this.
+# Rates farther than this from the workload's own, or with more requests than this, are not tried.
 MOST_DOUBLINGS = 10
 MOST_REQUESTS = 100_000
 # A cliff: attainment falls by this much within this much more load.
 CLIFF_LOAD = 1.1
 CLIFF_FALL = 0.1
 
-# How many looks of the bisection to expect before it has begun: at its ends, then halving it.
+# How many looks the bisection is expected to take: at its ends, then halving.
 EXPECTED_BRACKET = 8
 
-# How many looks are done, and how many there will be, as far as is known.
+# Called with the number of looks done, and the number expected in all so far.
 OnProbe = Callable[[int, int], None]
 
 

@@ -27,12 +27,12 @@ from tuner.workload.workload import Workload
 
 # Draws of the arrivals for each entry.
 NUM_DRAWS = 3
-# One draw is off by this much. So settings this near to the best of as many devices are fitted too,
-# and those that carry this much less than fewer devices are not.
+# One draw is off by this share. So settings this near to the best with as many devices are fitted,
+# too, and those that carry this much less than fewer devices do are not.
 NEAR = 0.97
 MOST_NEAR = 2
-# N replicas carry N times what one does, give or take this share. So what is farther than that from
-# the best of as many devices is not looked at, and replicas are not preferred to such a best.
+# N replicas carry N times what one does, give or take this share. So settings farther than that
+# from the best with as many devices are not looked at, nor are replicas preferred to such a best.
 REPLICAS_OFF = 0.2
 
 # The distance, in half widths of their interval, from the step times that a verdict allows for to

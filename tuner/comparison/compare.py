@@ -129,7 +129,7 @@ class _Runner:
         return _runs(cases, draws, found)
 
     def best_first(self, stage: str, settings: Iterable[Settings]) -> list[Settings]:
-        """By the draw that cases are chosen on."""
+        """``settings`` as the draw that cases are chosen on ranks them."""
         every = list(dict.fromkeys(settings))
         tasks = [(each, False, self.question.choosing_draw) for each in every]
         sla = self.question.sla

@@ -168,7 +168,7 @@ def answer_lines(document: dict[str, Any]) -> list[str]:
 
 
 def best_rows(document: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """By metric: the best, the next, and how far they are apart."""
+    """For each metric the best, the next, and how far they are apart."""
     names = {metric["key"]: metric["name"] for metric in document["metrics"]}
     rows = []
     for key, best in document["best"].items():

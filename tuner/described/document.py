@@ -195,8 +195,7 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
     caps: Caps = settings.caps
     if (low := shift_warning(plan, settings.largest_below_base, caps.max_num_seqs)) is not None:
         found.append(low)
-    limit = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
-    room = min(limit, node.num_kv_blocks(plan, settings.caps) * node.block_size)
+    room = min(node.context_tokens, node.num_kv_blocks(plan, settings.caps) * node.block_size)
     too_long = int((workload.input_tokens + workload.output_tokens > room).sum())
     if too_long:
         found.append(

@@ -57,6 +57,11 @@ class Node:
         return not self.backend.has_second_weights
 
     @property
+    def context_tokens(self) -> int:
+        """The longest sequence."""
+        return self.model.context_tokens(self.max_model_len)
+
+    @property
     def interval(self) -> float:
         """The 90 % half width of log(true / simulated) of step times: the wider one of the device's
         (for a step) and the backend's (for served runs).

@@ -23,7 +23,7 @@ from tuner.work.models import CONFIG, find_quantisation, load_model
 AUTO = "auto"
 # Ranks on this machine, and engines paced as other hardware, are this project's own.
 OWN_BACKEND = "gearshift"
-# The default on hardware that is not here: most operators have it, and it was measured there.
+# The default on described hardware: most operators run it, and it was measured on such devices.
 DEFAULT_BACKEND = "vllm"
 
 

@@ -55,7 +55,7 @@ class ProfiledNode(Node):
     def memory(
         self, plan: ParallelPlan, *, caps: Caps | None = None, needed_kv_tokens: int = 1
     ) -> MemoryEstimate:
-        """As the server told; for anything else it is only known that there was room."""
+        """What the server told; of anything else it is only known that there was room."""
         known = self._known(plan)
         kv_bytes = self.model.kv_bytes_per_token(plan, self.precision.dtype)
         weights = self.model.weight_bytes_per_rank(plan, self.precision.dtype)

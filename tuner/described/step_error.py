@@ -63,7 +63,7 @@ class StepError:
 def step_error(
     node: Node, settings: Settings, workload: Workload, metrics: Mapping[str, float]
 ) -> StepError:
-    """Of ``settings`` under ``workload``, whose run had ``metrics``.
+    """How far step times of ``settings`` may be off under ``workload``; their run had ``metrics``.
 
     Where the backend was compared with served runs by phase and load, the widths are theirs, and
     wider where no run was of this model on this device, and wider still outside of what runs span;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tuner.hardware.curve_operators import Launch
 from tuner.hardware.device import DeviceSpec, Hardware, list_devices, parse_hardware
 from tuner.hardware.links import LinkSpec, list_links, load_link
-from tuner.hardware.memory import MemoryEstimate, estimate_memory, list_memory, num_device_kv_blocks
+from tuner.hardware.memory import MemoryEstimate, estimate_memory
 from tuner.hardware.power import PowerSpec
 from tuner.hardware.precision import KvFormat, Precision
 from tuner.hardware.roofline import RooflineTimer, paced_timer
@@ -26,9 +26,7 @@ __all__ = [
     "estimate_memory",
     "list_devices",
     "list_links",
-    "list_memory",
     "load_link",
-    "num_device_kv_blocks",
     "paced_timer",
     "parse_hardware",
     "sample_s",

@@ -11,10 +11,16 @@ from __future__ import annotations
 import numpy as np
 
 from tuner.hardware.curves import OperatorCurve
-from tuner.hardware.physics import ACTIVATION_BYTES, QUERY_TILE, FloatArray, Peaks, prefill_work
+from tuner.hardware.physics import (
+    ACTIVATION_BYTES,
+    HEAD_DIM,
+    QUERY_TILE,
+    FloatArray,
+    Peaks,
+    prefill_work,
+)
 
 LONG_QUERIES = 16_384.0  # the longest prompts measured
-HEAD_DIM = 128
 PARTIAL_BYTES = 4  # parts of split tiles are kept in fp32
 BYTE_SHARE = 0.8  # of the memory's bandwidth, in long reads
 

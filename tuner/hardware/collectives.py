@@ -103,8 +103,9 @@ class CollectiveTimes:
         return collective.count * eager.seconds(SMALL_BYTES) if eager is not None else 0.0
 
     def _law(self, collective: Collective, *, is_far: bool) -> _Law:
-        """In one node as measured. Across nodes, every device reduces (or gathers) a part inside
-        its node and passes it round a ring of the nodes, hierarchically like NCCL's rings.
+        """The law of a collective: in one node as measured. Across nodes, every device reduces (or
+        gathers) a part inside its node and passes it round a ring of the nodes, hierarchically
+        like NCCL's rings.
         """
         kind = collective.kind
         if kind is CollectiveKind.SEND:

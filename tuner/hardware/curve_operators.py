@@ -15,7 +15,7 @@ from tuner.hardware.chunks import chunk_seconds
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.curves import Curves
 from tuner.hardware.device import DeviceSpec
-from tuner.hardware.physics import ACTIVATION_BYTES, Peaks, decode_work, gemm_work
+from tuner.hardware.physics import ACTIVATION_BYTES, HEAD_DIM, Peaks, decode_work, gemm_work
 from tuner.hardware.precision import KvFormat, Precision
 from tuner.hardware.tables import (
     DECODE_CONTEXT,
@@ -34,8 +34,6 @@ from tuner.work.counts import (
     StageWork,
     WorkCounter,
 )
-
-MEASURED_HEAD_DIM = 128
 
 
 class Launch(StrEnum):
@@ -82,9 +80,9 @@ class CurveOperators:
         self._precision = precision
         self._layers: dict[Mode, RowTable] = {}
         self._head = self._gemm_table((counter.head,), precision.of_ends)
-        self._heads = counter.attention_width / MEASURED_HEAD_DIM
+        self._heads = counter.attention_width / HEAD_DIM
         kv_channels = counter.kv_width / 2 / precision.dtype.num_bytes
-        self._kv_heads = kv_channels / MEASURED_HEAD_DIM
+        self._kv_heads = kv_channels / HEAD_DIM
         self._kv_share = kv.share_of(precision.dtype)
         self._decode = self._decode_table()
         self._prefill = self._prefill_table()
@@ -124,7 +122,7 @@ class CurveOperators:
         small = self._curves.small
         hidden = self._model.hidden_size
         row = work.rows * ACTIVATION_BYTES
-        rope = 2 * MEASURED_HEAD_DIM * (self._heads + self._kv_heads) * ACTIVATION_BYTES
+        rope = 2 * HEAD_DIM * (self._heads + self._kv_heads) * ACTIVATION_BYTES
         layer_s = (
             2 * small["norm"].seconds(2 * hidden * row)
             + small["rope"].seconds(rope * work.tokens)

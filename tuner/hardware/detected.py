@@ -29,7 +29,7 @@ SAME_LINK = 0.9
 
 
 def describe(joined: Joined) -> str | None:
-    """As in ``8xh200``, with the link where it is another than the description's.
+    """The joined devices as in ``8xh200``, with the link if it is not the description's.
 
     None without devices, with devices of several kinds, or of a kind that has no description.
     """

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from engine.spec.activations import activation_bytes
-from engine.spec.feasible import list_plans
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps
-from tuner.hardware.device import DeviceSpec, Hardware
+from tuner.hardware.device import DeviceSpec
 from tuner.hardware.precision import KvFormat, Precision
-from tuner.spec.errors import TunerError
 
 GIB = 2**30
 # What a rank takes outside its tensors while it starts: alone, and with peers to talk to. vLLM 0.11
@@ -117,43 +115,6 @@ def weight_bytes_per_rank(model: ModelConfig, plan: ParallelPlan, precision: Pre
     layers = replace(model, vocab_size=0).weight_bytes_per_rank(plan, precision.dtype)
     narrow = int(layers * precision.weight_bytes / precision.dtype.num_bytes)
     return in_dtype - layers + narrow
-
-
-def list_memory(
-    hardware: Hardware,
-    model: ModelConfig,
-    dtype: DType | Precision,
-    *,
-    caps: Caps,
-    needed_kv_tokens: int = 1,
-) -> list[MemoryEstimate]:
-    """Memory of every plan the model can run on the hardware, whether it fits or not."""
-    return [
-        estimate_memory(
-            hardware.device, model, plan, dtype, caps=caps, needed_kv_tokens=needed_kv_tokens
-        )
-        for plan in list_plans(model, hardware.count)
-    ]
-
-
-def num_device_kv_blocks(
-    device: DeviceSpec,
-    model: ModelConfig,
-    plan: ParallelPlan,
-    dtype: DType | Precision,
-    block_size: int,
-    *,
-    caps: Caps,
-) -> int:
-    """KV blocks each rank has room for.
-
-    Raises:
-        TunerError: not one block fits, with the numbers.
-    """
-    estimate = estimate_memory(device, model, plan, dtype, caps=caps, needed_kv_tokens=block_size)
-    if estimate.reason is not None:
-        raise TunerError(f"plan {plan} on {device.name}: {estimate.reason}")
-    return estimate.kv_tokens // block_size
 
 
 def _gb(num_bytes: float) -> str:

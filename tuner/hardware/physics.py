@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 ACTIVATION_BYTES = 2
+HEAD_DIM = 128  # of every model that was measured
 QUERY_TILE = 128
 ROW_TILE = 256
 ALIGNED_ROWS = 16  # kernels for narrow operands are picked by how rows divide
@@ -94,14 +95,13 @@ def prefill_work(
     prefix: FloatArray,
     heads: FloatArray,
     kv_heads: FloatArray,
-    head_dim: int = 128,
 ) -> Work:
     """Causal attention of ``queries`` new tokens in each of ``seqs`` sequences, over ``prefix``
     cached tokens each."""
     keys = prefix + (queries + 1) / 2  # what one query sees on average
-    flop_s = 4.0 * seqs * queries * keys * head_dim * heads / peaks.flops_per_s
+    flop_s = 4.0 * seqs * queries * keys * HEAD_DIM * heads / peaks.flops_per_s
     channels = 2 * heads * queries + 2 * kv_heads * (prefix + queries)
-    byte_s = ACTIVATION_BYTES * head_dim * seqs * channels / peaks.bytes_per_s
+    byte_s = ACTIVATION_BYTES * HEAD_DIM * seqs * channels / peaks.bytes_per_s
     waves = seqs * heads * _up(queries, QUERY_TILE) / peaks.num_sms
     return _work(
         flop_s,
@@ -125,14 +125,13 @@ def decode_work(
     context: FloatArray,
     heads: FloatArray,
     kv_heads: FloatArray,
-    head_dim: int = 128,
     kv_share: float = 1.0,
 ) -> Work:
     """Attention of one new token in each of ``seqs`` sequences over ``context`` tokens each, kept
     in ``kv_share`` of the bytes of activations."""
-    flop_s = 4.0 * seqs * context * head_dim * heads / peaks.flops_per_s
+    flop_s = 4.0 * seqs * context * HEAD_DIM * heads / peaks.flops_per_s
     channels = 2 * heads + 2 * kv_share * kv_heads * context
-    byte_s = ACTIVATION_BYTES * head_dim * seqs * channels / peaks.bytes_per_s
+    byte_s = ACTIVATION_BYTES * HEAD_DIM * seqs * channels / peaks.bytes_per_s
     waves = seqs * kv_heads / peaks.num_sms
     return _work(
         flop_s,

@@ -96,12 +96,12 @@ class Room:
 
     @property
     def usable_share(self) -> float:
-        """Of the device: weights, steps and KV."""
+        """The share of the device for weights, steps and KV."""
         return self.usable_bytes / self.device_bytes
 
     @property
     def static_share(self) -> float:
-        """Of the device: weights and KV."""
+        """The share of the device for weights and KV."""
         return (self.weight_bytes + self.kv_bytes) / self.device_bytes
 
     @property

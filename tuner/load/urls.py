@@ -17,6 +17,6 @@ def is_secure(url: str) -> bool:
 
 
 def key_headers(api_key: str | None) -> dict[str, str]:
-    """The headers of a request to a server that asks for a key; none if ``key`` is None or
+    """The headers of a request to a server that asks for a key; none if ``api_key`` is None or
     empty."""
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}

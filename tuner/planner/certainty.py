@@ -25,7 +25,7 @@ from tuner.described.document import estimates_of
 from tuner.described.step_error import StepError, step_error
 from tuner.planner.pool import Workers
 from tuner.planner.question import Question
-from tuner.planner.seen import RunKey, SeenRun
+from tuner.planner.run_cache import CachedRun, RunKey
 from tuner.workload.redraw import redraw
 from tuner.workload.workload import Workload
 
@@ -144,7 +144,7 @@ def _draw(question: Question, number: int) -> Workload:
     """Draw ``number`` of the traffic at its load, made once a process; 0 is what was asked."""
     if number == 0:
         return question.workload
-    draws = question.seen.draws
+    draws = question.cache.draws
     if number not in draws:
         load = math.exp(_LOADS[number - 1] * math.log1p(LOAD_OFF) / INTERVAL_Z)
         draws[number] = redraw(question.workload, number, load=load)
@@ -177,10 +177,10 @@ def simulate_all(
     ]
     # The node itself, not a copy: in this process its step times are made once for all runs.
     for (settings, key), run in zip(new, workers.map(partial(_run, question), new), strict=True):
-        question.seen.learn(settings, key, run)
+        question.cache.add(settings, key, run)
     return [question.flat(*task) for task in whole]
 
 
-def _run(question: Question, task: Task) -> SeenRun:
+def _run(question: Question, task: Task) -> CachedRun:
     settings, key = task
     return question.run(settings, key, _draw(question, key.draw))

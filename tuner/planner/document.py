@@ -25,8 +25,10 @@ from tuner.described.steps import NodeSteps, steps_json
 from tuner.described.title import Asked, Title
 from tuner.launch.command import LaunchCommand
 from tuner.planner.certainty import error_of
-from tuner.planner.explore import JudgedOn, Tried, needed_kv_tokens
-from tuner.planner.planner import Failure, PlanReport
+from tuner.planner.explore import JudgedOn, Tried
+from tuner.planner.failures import Failure
+from tuner.planner.fitting import needed_kv_tokens
+from tuner.planner.planner import PlanReport
 from tuner.planner.ways_out import WayOut, WaysOut
 from tuner.search.report import infeasible_json, point_json
 

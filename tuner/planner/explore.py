@@ -8,10 +8,9 @@ from enum import StrEnum
 
 import numpy as np
 
-from engine.executors.protocol import StepTimer
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, Settings
+from engine.spec.settings import Settings
 from policies.constraint import Metric
 from policies.late import late_limits
 from policies.objective import Objective
@@ -25,14 +24,13 @@ from tuner.planner.bounds import (
     backlog_reason,
     certain_miss,
 )
+from tuner.planner.fitting import fitting_settings
 from tuner.planner.question import Question
-from tuner.planner.seen import RunKey
-from tuner.search.design import rank_point, ruled_settings
+from tuner.planner.run_cache import RunKey
+from tuner.search.design import rank_point
 from tuner.workload.slices import head
 from tuner.workload.workload import Workload
 
-# A Shift plan's thresholds come on top.
-MAX_CAPS = 8
 SLICE_REQUESTS = 300
 # Shorter workloads are simulated whole at every setting: a slice would save nothing.
 MIN_REQUESTS_TO_SLICE = 2 * SLICE_REQUESTS
@@ -41,14 +39,6 @@ HOPELESS_RATIO = 3.0
 # The next best caps get a whole run if the best missed by less than this share of a bound.
 MAX_WHOLE_RUNS = 2
 FAR_SHARE = 0.25
-# Changes to the backend's own caps: None keeps what it has.
-_CAPS = (
-    (None, 2048),
-    (None, 1024),
-    (None, 512),
-    (64, 2048),
-    (None, 32_768),
-)
 
 
 class JudgedOn(StrEnum):
@@ -110,65 +100,6 @@ class Explored:
         return tuple(t for t in self.tried if t.judged_on is JudgedOn.WHOLE)
 
 
-def plan_settings(
-    plan: ParallelPlan, timer: StepTimer, default: Caps, *, has_rungs: bool = True
-) -> list[Settings]:
-    """A plan under at most ``MAX_CAPS`` caps: the backend's own first, then others around them.
-
-    The thresholds are those that step times advise for the whole ladder (``has_rungs``: the system
-    has one), and for its two ends alone; a twin keeps full decode steps in shift. No caps allow
-    more sequences than tokens: a step could not hold them, and vLLM and Arctic Inference refuse to
-    start.
-    """
-    settings = [
-        ruled
-        for caps in _every_caps(default)
-        for ruled in ruled_settings(plan, timer, caps, has_rungs=has_rungs)
-    ]
-    return list(dict.fromkeys(settings))
-
-
-def _every_caps(default: Caps) -> list[Caps]:
-    own = (default.max_num_seqs, default.max_num_batched_tokens)
-    wanted = [own, *((seqs or own[0], tokens or own[1]) for seqs, tokens in _CAPS)]
-    held = dict.fromkeys((min(seqs, tokens), tokens) for seqs, tokens in wanted)
-    every = [
-        replace(default, max_num_seqs=seqs, max_num_batched_tokens=tokens) for seqs, tokens in held
-    ]
-    return every[:MAX_CAPS]
-
-
-def memory_reason(node: Node, plan: ParallelPlan, workload: Workload) -> str | None:
-    """Why ``plan`` fits under none of the caps that would be tried; None if it does under some."""
-    estimates = [
-        node.memory(plan, caps=caps, needed_kv_tokens=needed_kv_tokens(node, workload))
-        for caps in _every_caps(node.backend.default_caps)
-    ]
-    if any(estimate.reason is None for estimate in estimates):
-        return None
-    return max(estimates, key=lambda estimate: estimate.kv_bytes).reason
-
-
-def needed_kv_tokens(node: Node, workload: Workload) -> int:
-    """KV tokens of the longest request that the context allows, at least one block."""
-    longest = int((workload.input_tokens + workload.output_tokens).max())
-    context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
-    return max(min(longest, context), node.block_size)
-
-
-def fitting_settings(question: Question, node: Node, plan: ParallelPlan) -> list[Settings]:
-    """A plan's settings that fit: activations of large steps may leave too little room for KV."""
-    options = plan_settings(
-        plan, node.timer(plan), node.backend.default_caps, has_rungs=node.has_rungs
-    )
-    needed = needed_kv_tokens(node, question.workload)
-    return [
-        settings
-        for settings in options
-        if node.memory(settings.plan, caps=settings.caps, needed_kv_tokens=needed).reason is None
-    ]
-
-
 def explore(question: Question, plan: ParallelPlan) -> Explored:
     """Judge ``plan``: rule it out by a bound, or simulate its settings.
 
@@ -218,10 +149,10 @@ def busiest(workload: Workload, num_requests: int) -> Workload:
 def _alone(question: Question, node: Node, options: list[Settings]) -> Tried:
     """The bounds that single requests give for all of the options."""
     key = options[0].plan, tuple(c.key for c in bounded_alone(question.sla))
-    found = question.seen.alone.get(key)
+    found = question.cache.alone.get(key)
     if found is None:
         found = alone_metrics(node, options, question.workload, question.sla, seed=question.seed)
-        question.seen.alone[key] = found
+        question.cache.alone[key] = found
     return Tried(settings=options[0], judged_on=JudgedOn.ALONE, metrics=found)
 
 

@@ -1,40 +1,36 @@
 """Planning for described hardware: every plan judged, the best three chosen, the rest explained.
 
-Plans are explored on their own (``planner_explore``), on several processes at once; the answer
-depends on neither their number nor their timing.
+Each plan is explored on its own (:mod:`tuner.planner.explore`), on several processes at once; the
+answer depends on neither their number nor their timing.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from itertools import count
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
-from policies.constraint import Metric
 from policies.objective import Goal, Objective
 from policies.points import OperatingPoint
 from policies.select import ChoiceReason, Selection, select
 from policies.sla import Sla
-from policies.verdict import missed_text
 from tuner.described.node import Node
 from tuner.launch.why_not import why_not
-from tuner.planner.alone import bounded_alone
 from tuner.planner.certainty import simulate_all, with_runs
 from tuner.planner.explore import (
     Explored,
     JudgedOn,
     Tried,
     explore,
-    memory_reason,
 )
+from tuner.planner.failures import Failure, Why, list_failures
+from tuner.planner.fitting import memory_reason
 from tuner.planner.pool import Jobs, Workers
 from tuner.planner.question import AS_TOLD, Question
-from tuner.planner.seen import Seen
+from tuner.planner.run_cache import RunCache
 from tuner.search.design import rank_point
 from tuner.spec.errors import TunerError
 from tuner.spec.space import PrunedPlan, build_space
@@ -44,43 +40,6 @@ from tuner.workload.workload import Workload
 # After this many rounds of finding winners' intervals, the choice is among points that have one.
 # There are more rounds only while none of these is dependable.
 MAX_ROUNDS = 6
-
-
-class Why(StrEnum):
-    """What a plan fails by."""
-
-    SHAPE = "shape"
-    BACKEND = "backend"
-    MEMORY = "memory"
-    LOAD = "load"
-    TTFT = "ttft"
-    TPOT = "tpot"
-    ITL = "itl"
-    E2E = "e2e"
-    ATTAINMENT = "attainment"
-    THROUGHPUT = "throughput"
-
-    @classmethod
-    def of(cls, metric: Metric) -> Why:
-        """What a missed bound on ``metric`` is called."""
-        match metric:
-            case Metric.ATTAINMENT:
-                return cls.ATTAINMENT
-            case Metric.THROUGHPUT | Metric.THROUGHPUT_TOTAL:
-                return cls.THROUGHPUT
-            case _:
-                return cls(metric.value.removesuffix("_ms"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why a plan is not among the feasible ones; ``judged_on`` None: nothing was simulated."""
-
-    plan: str
-    why: Why
-    detail: str
-    judged_on: JudgedOn | None = None
-    settings: Settings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +163,7 @@ def plan_question(
             report(
                 selection=Selection(reason=ChoiceReason.NO_POINTS, objective=goal.objective),
                 points=tuple(tried.point for each in explored for tried in each.whole),
-                failures=(*memory_failures, *_failures(explored, sla)),
+                failures=(*memory_failures, *list_failures(explored, sla)),
                 explored=tuple(explored),
                 interrupted=f"interrupted after {len(explored)} of {len(plans)} plans; nothing is "
                 "recommended, as no P is known",
@@ -213,7 +172,7 @@ def plan_question(
     return report(
         selection=selection,
         points=() if is_from_alone else tuple(points),
-        failures=(*memory_failures, *_failures(explored, sla)),
+        failures=(*memory_failures, *list_failures(explored, sla)),
         explored=tuple(explored),
         is_from_alone=is_from_alone,
     )
@@ -223,7 +182,6 @@ def split_plans(
     node: Node, workload: Workload, least_devices: int, num_devices: int
 ) -> tuple[list[Failure], list[ParallelPlan]]:
     """Plans that cannot run at all, and the others, from ``least_devices`` to ``num_devices``."""
-    context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
     out: dict[str, Why] = {}
 
     def check(plan: ParallelPlan) -> None:
@@ -238,7 +196,7 @@ def split_plans(
         node.model,
         num_devices,
         check_memory=check,
-        max_model_len=context,
+        max_model_len=node.context_tokens,
         least_devices=least_devices,
     )
     pruned: Sequence[PrunedPlan] = space.pruned
@@ -261,22 +219,22 @@ def _explore_all(
     # end.
     order = sorted(plans, key=lambda plan: (-plan.dp * plan.pp, plan))
 
-    def keep(_: tuple[ParallelPlan, Seen], found: tuple[Explored, Seen]) -> None:
+    def keep(_: tuple[ParallelPlan, RunCache], found: tuple[Explored, RunCache]) -> None:
         explored.append(found[0])
         on_progress("plans", len(explored), len(order))
 
     on_progress("plans", 0, len(order))
-    tasks = [(plan, question.seen.of(plan)) for plan in order]
+    tasks = [(plan, question.cache.of(plan)) for plan in order]
     found = workers.map(partial(_explore, question), tasks, keep)
-    for _, seen in found:
-        question.seen.learn_all(seen)
+    for _, runs in found:
+        question.cache.add_all(runs)
     explored.sort(key=lambda each: (each.plan.world_size, each.plan))
 
 
-def _explore(question: Question, task: tuple[ParallelPlan, Seen]) -> tuple[Explored, Seen]:
+def _explore(question: Question, task: tuple[ParallelPlan, RunCache]) -> tuple[Explored, RunCache]:
     """A judged plan, given its known runs, together with the runs that judging it took."""
-    plan, seen = task
-    return explore(replace(question, seen=seen), plan), seen
+    plan, cache = task
+    return explore(replace(question, cache=cache), plan), cache
 
 
 def _points(
@@ -349,52 +307,3 @@ def _select(
         current |= with_runs(workers, question, [current[s] for s in missing])
         known |= set(missing)
     raise AssertionError("points come to an end")
-
-
-def _failures(explored: Sequence[Explored], sla: Sla) -> list[Failure]:
-    """Plans without one setting that meets the SLA, with the numbers of their best."""
-    found = []
-    for each in explored:
-        if any(all(t.point.is_met(c) for c in sla.per_run) for t in each.whole):
-            continue
-        found.append(_failure(each, sla))
-    return found
-
-
-def _failure(each: Explored, sla: Sla) -> Failure:
-    text = str(each.plan)
-    if each.reason is not None:
-        return _ruled_out(each, each.reason, sla)
-    if each.whole:
-        best = max(each.whole, key=lambda t: t.point.headroom(sla))
-        missed = [c for c in sla.per_run if not best.point.is_met(c)]
-        detail = ", ".join(missed_text(c, best.point.actual(c)) for c in missed)
-    else:
-        # Nothing came to its end: a slice or a part showed that the SLA is missed.
-        shown = [t for t in each.tried if t.note is not None]
-        best = max(shown, key=lambda t: t.point.headroom(sla) if t.metrics else -math.inf)
-        detail = best.note or "overloaded"
-        missed = []
-    worst = min(missed, key=best.point.margin).metric if missed else best.cause
-    others = len({t.settings for t in each.tried}) - 1
-    more = f" (best of {others + 1} settings)" if others else ""
-    return Failure(
-        plan=text,
-        why=Why.of(worst) if worst else Why.LOAD,
-        detail=f"{detail}{more}",
-        judged_on=best.judged_on,
-        settings=best.settings,
-    )
-
-
-def _ruled_out(each: Explored, reason: str, sla: Sla) -> Failure:
-    """A plan that a bound condemned before any of its settings ran under load."""
-    lone = each.tried[0].point
-    missed = [c for c in bounded_alone(sla) if c.key in lone.metrics and not lone.is_met(c)]
-    is_alone = each.is_from_alone and bool(missed)
-    return Failure(
-        plan=str(each.plan),
-        why=Why.of(missed[0].metric) if is_alone else Why.LOAD,
-        detail=reason,
-        judged_on=JudgedOn.ALONE if is_alone else JudgedOn.BOUND,
-    )

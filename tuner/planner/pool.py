@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Protocol, TypeVar
 
 from engine.spec.processor import num_cores
-from tuner.planner.packed import answer_packed, pack
+from tuner.planner.pickling import answer_packed, pack
 from tuner.spec.errors import TunerError
 
 Task = TypeVar("Task")
@@ -91,12 +90,7 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.close()
 

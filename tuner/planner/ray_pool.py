@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TypeVar
 
-from tuner.planner.packed import answer_packed, pack
+from tuner.planner.pickling import answer_packed, pack
 from tuner.spec.errors import TunerError
 
 try:

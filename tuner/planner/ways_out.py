@@ -15,25 +15,21 @@ from functools import cache
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
-from policies.constraint import Constraint, Metric, Op
-from policies.numbers import short, short_bound
+from policies.constraint import Constraint, Metric
+from policies.numbers import short
 from policies.points import OperatingPoint
 from policies.report import flat_metrics
 from policies.select import needed_bound
 from policies.sla import Sla
-from tuner.planner.again import PlanAgain
-from tuner.planner.firm import Firm, Scale, tightened
-from tuner.planner.looks import dependable_as_planned
+from tuner.planner.dependable import dependable_as_planned
 from tuner.planner.planner import PlanReport
 from tuner.planner.question import Question
+from tuner.planner.replan import Replanner
+from tuner.planner.tightest import TightestSearch, bound_scale, load_scale
 from tuner.spec.errors import TunerError
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
 
-# A bound is relaxed at most to this many times itself, and a load lowered at most to this share of
-# itself.
-MOST_RELAXED = 1000.0
-LEAST_LOAD = 1 / 256
 # More devices than this are not looked at.
 MOST_DEVICES = 32
 # One request is served by one replica, and replicas of more devices than a node are hardly quicker.
@@ -83,21 +79,21 @@ class WaysOut:
 
 
 def find_ways_out(
-    report: PlanReport, again: PlanAgain, on_progress: Callable[[str], None] = lambda _: None
+    report: PlanReport, replan: Replanner, on_progress: Callable[[str], None] = lambda _: None
 ) -> WaysOut:
     """What would help ``report``, in which nothing meets the SLA."""
     load = None
     if not report.is_from_alone:
         on_progress("the highest load that is carried")
-        load = _highest_load(report, again)
+        load = _highest_load(report, replan)
     on_progress("devices that carry it")
     most = MOST_DEVICES if load is not None else max(report.num_devices, MOST_DEVICES_ALONE)
-    enough = _fewest_devices(report, again, load, most)
+    enough = _fewest_devices(report, replan, load, most)
     likely = _likely(report) + ([load[1].settings] if load is not None else [])
     relaxations = []
     for constraint in report.question.sla.per_run:
         on_progress(f"how far {constraint} has to give way")
-        relaxations.append(_relax(report, constraint, again, list(dict.fromkeys(likely))))
+        relaxations.append(_relax(report, constraint, replan, list(dict.fromkeys(likely))))
     return WaysOut(
         is_possible_alone=load is not None,
         load_factor=None if load is None else load[0],
@@ -116,17 +112,17 @@ def with_bound(sla: Sla, constraint: Constraint, bound: float) -> Sla:
 
 
 def _planned(
-    again: PlanAgain, workload: Workload, sla: Sla, devices: int, plan: ParallelPlan | None = None
+    replan: Replanner, workload: Workload, sla: Sla, devices: int, plan: ParallelPlan | None = None
 ) -> OperatingPoint | None:
     """The best of all plans there, or of ``plan`` alone; None if nothing is dependable."""
     try:
-        found = again(workload, sla, devices, wanted=lambda p: plan is None or p == plan)
+        found = replan(workload, sla, devices, wanted=lambda p: plan is None or p == plan)
     except TunerError:
         return None
     return found.selection.best
 
 
-def _highest_load(report: PlanReport, again: PlanAgain) -> tuple[float, OperatingPoint] | None:
+def _highest_load(report: PlanReport, replan: Replanner) -> tuple[float, OperatingPoint] | None:
     """The highest factor of the load at which a plan meets the SLA."""
     workload, sla = report.question.workload, report.question.sla
 
@@ -135,18 +131,18 @@ def _highest_load(report: PlanReport, again: PlanAgain) -> tuple[float, Operatin
         return stretch(workload, factor)
 
     def by_all(factor: float, plan: ParallelPlan | None) -> OperatingPoint | None:
-        return _planned(again, load_at(factor), sla, report.num_devices, plan)
+        return _planned(replan, load_at(factor), sla, report.num_devices, plan)
 
     def by_one(settings: Settings, factor: float) -> OperatingPoint | None:
-        return dependable_as_planned(again.question(load_at(factor), sla), settings)
+        return dependable_as_planned(replan.question(load_at(factor), sla), settings)
 
-    firm = Firm(
+    search = TightestSearch(
         scale=load_scale(workload),
         by_all=by_all,
         by_one=by_one,
         likely=_likely(report),
     )
-    return firm.find(_first_guess(report))
+    return search.find(_first_guess(report))
 
 
 def _first_guess(report: PlanReport) -> float:
@@ -158,26 +154,6 @@ def _first_guess(report: PlanReport) -> float:
     key = str(Metric.THROUGHPUT)
     served = [point.metrics[key].value for point in report.points if key in point.metrics]
     return min(NEARLY_ALL, MOSTLY_CARRIED * max(served, default=asked / 2) / asked)
-
-
-def load_scale(workload: Workload) -> Scale:
-    """Factors of a load, told in three digits, or in whole clients."""
-    if (closed := workload.closed) is None:
-        return Scale(
-            least_share=LEAST_LOAD,
-            share=lambda factor: factor,
-            value=lambda share: share,
-            told=lambda factor: float(short_bound(factor, Op.AT_LEAST)),
-            tighter=lambda factor: tightened(factor, is_lower=False),
-        )
-    clients = closed.concurrency
-    return Scale(
-        least_share=1 / clients,
-        share=lambda factor: factor,
-        value=lambda share: share,
-        told=lambda factor: max(1, math.floor(factor * clients + 1e-9)) / clients,
-        tighter=lambda factor: max(tightened(factor, is_lower=False), factor + 1 / clients),
-    )
 
 
 def _likely(report: PlanReport) -> list[Settings]:
@@ -193,7 +169,7 @@ def _likely(report: PlanReport) -> list[Settings]:
 
 
 def _fewest_devices(
-    report: PlanReport, again: PlanAgain, load: tuple[float, OperatingPoint] | None, most: int
+    report: PlanReport, replan: Replanner, load: tuple[float, OperatingPoint] | None, most: int
 ) -> OperatingPoint | None:
     """What meets the SLA on the fewest devices above those of ``report``."""
     question, below = report.question, report.num_devices
@@ -203,14 +179,14 @@ def _fewest_devices(
         if count <= below:
             return None
         try:
-            plan = again(
+            found = replan(
                 question.workload, question.sla, count, wanted=lambda p: p.world_size > below
             )
         except TunerError:
             return None
-        return plan.selection.best
+        return found.selection.best
 
-    found = None if load is None else _replicated(report, again, load, most)
+    found = None if load is None else _replicated(report, replan, load, most)
     found = found or by_all(most)
     # What takes the fewest devices was chosen only as far as plans were told apart, so ask again.
     while found is not None and (fewer := by_all(found.cost_devices - 1)) is not None:
@@ -219,7 +195,7 @@ def _fewest_devices(
 
 
 def _replicated(
-    report: PlanReport, again: PlanAgain, load: tuple[float, OperatingPoint], most: int
+    report: PlanReport, replan: Replanner, load: tuple[float, OperatingPoint], most: int
 ) -> OperatingPoint | None:
     """The fewest replicas of what carries ``load``, on more devices than ``report`` has, that carry
     all of it. The share that it carries tells where to begin."""
@@ -232,7 +208,7 @@ def _replicated(
     def look(replicas: int) -> OperatingPoint | None:
         if replicas not in seen:
             settings = replace(point.settings, plan=replace(plan, dp=replicas))
-            seen[replicas] = dependable_as_planned(again.question(workload, sla), settings)
+            seen[replicas] = dependable_as_planned(replan.question(workload, sla), settings)
         return seen[replicas]
 
     replicas = max(least, min(math.ceil(plan.dp / factor), most // size))
@@ -242,27 +218,27 @@ def _replicated(
         return None
     while replicas > least and look(replicas - 1) is not None:
         replicas -= 1
-    return _planned(again, workload, sla, replicas * size, replace(plan, dp=replicas))
+    return _planned(replan, workload, sla, replicas * size, replace(plan, dp=replicas))
 
 
 def _relax(
-    report: PlanReport, constraint: Constraint, again: PlanAgain, likely: list[Settings]
+    report: PlanReport, constraint: Constraint, replan: Replanner, likely: list[Settings]
 ) -> WayOut:
     """The smallest relaxation of ``constraint`` with which, the others kept, a plan is found."""
     question, scale = report.question, bound_scale(constraint)
 
     def by_all(bound: float, plan: ParallelPlan | None) -> OperatingPoint | None:
         sla = with_bound(question.sla, constraint, bound)
-        return _planned(again, question.workload, sla, report.num_devices, plan)
+        return _planned(replan, question.workload, sla, report.num_devices, plan)
 
     def by_one(settings: Settings, bound: float) -> OperatingPoint | None:
         sla = with_bound(question.sla, constraint, bound)
-        return dependable_as_planned(again.question(question.workload, sla), settings)
+        return dependable_as_planned(replan.question(question.workload, sla), settings)
 
-    firm = Firm(scale=scale, by_all=by_all, by_one=by_one, likely=list(likely))
+    search = TightestSearch(scale=scale, by_all=by_all, by_one=by_one, likely=list(likely))
     loosest = scale.value(scale.least_share)
-    needed = _needed_share(firm, question.sla, constraint, loosest)
-    found = firm.find(min(1.0, needed * 0.999))
+    needed = _needed_share(search, question.sla, constraint, loosest)
+    found = search.find(min(1.0, needed * 0.999))
     if found is None:
         return _nothing(constraint, "none: with no bound on it the others are still missed")
     bound, point = found
@@ -277,42 +253,24 @@ def _relax(
     )
 
 
-def bound_scale(constraint: Constraint) -> Scale:
-    """Bounds of a constraint, told in three digits."""
-    asked, op = constraint.bound, constraint.op
-    if op is Op.AT_MOST:
-        return Scale(
-            least_share=1 / MOST_RELAXED,
-            share=lambda bound: asked / bound,
-            value=lambda share: asked / share,
-            told=lambda bound: float(short_bound(bound, op)),
-            tighter=lambda bound: tightened(bound, is_lower=True),
-        )
-    return Scale(
-        least_share=1 / MOST_RELAXED,
-        share=lambda bound: bound / asked,
-        value=lambda share: asked * share,
-        told=lambda bound: float(short_bound(bound, op)),
-        tighter=lambda bound: tightened(bound, is_lower=False),
-    )
-
-
 def _nothing(constraint: Constraint, reason: str) -> WayOut:
     return WayOut(constraint=constraint, relaxed=None, settings=None, reason=reason)
 
 
-def _needed_share(firm: Firm, sla: Sla, constraint: Constraint, loosest: float) -> float:
+def _needed_share(
+    search: TightestSearch, sla: Sla, constraint: Constraint, loosest: float
+) -> float:
     """The share of the bound that the likely settings need, read off their runs without a bound;
     where none of them meets the others, a guess."""
     loose = with_bound(sla, constraint, loosest)
     own = next(c for c in loose.per_run if c.key == constraint.key)
     shares = [
-        firm.scale.share(bound)
-        for settings in firm.likely
-        if (point := firm.by_one(settings, loosest)) is not None
+        search.scale.share(bound)
+        for settings in search.likely
+        if (point := search.by_one(settings, loosest)) is not None
         and (bound := needed_bound(own, point, loose)) is not None
     ]
-    return max([firm.scale.least_share, *shares]) if shares else 0.5
+    return max([search.scale.least_share, *shares]) if shares else 0.5
 
 
 def _growth(question: Question, relaxed: Constraint, point: OperatingPoint) -> str | None:

@@ -38,7 +38,7 @@ from tuner.work.counts import CollectiveKind, GemmShape, layer_shapes
 BLOCK_SIZE = 16
 MAX_REPEATS = 200
 FEW_ROWS = 64
-# Weights are walked through in layers, like in a pass, so that caches are as cold.
+# Products go through weights of several layers, as in a pass, so that caches are as cold.
 MAX_WEIGHT_BYTES = 256 * 2**20
 NUM_CACHES = 4
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)

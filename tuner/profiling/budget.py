@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# What the first part's start is taken to cost; later ones are taken to cost what the last one did.
+# The assumed cost of the first part's start; each later one is assumed to cost what the last did.
 FIRST_START_S = 1.0
 
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
 
 import msgspec
 
-from engine.executors.process import ProcessExecutor
+from engine.executors.meeting import MeetingPlace, collectives_for
+from engine.executors.process import device_of
 from engine.executors.ranks import RankProcesses
-from engine.parallel.shm_build import find_library
-from engine.parallel.shm_layout import Segment
-from engine.spec.config import Collectives, EngineConfig
-from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import ParallelPlan
-from engine.spec.quantisation import WeightFormat
-from engine.wire.messages import Meeting
+from engine.spec.config import EngineConfig
 from tuner.profiling.messages import (
     FromProfileRank,
     OperatorFailure,
@@ -49,58 +42,42 @@ def measuring_ranks(num_ranks: int) -> Iterator[RankProcesses]:
 
 def profile_operators(
     ranks: RankProcesses,
+    config: EngineConfig,
     *,
-    model_dir: Path,
-    dtype: DType,
-    device: str,
     num_ranks: int,
     degrees: list[int],
     max_tokens: int,
     max_context: int,
     seconds: float,
-    threads_per_rank: int = 1,
-    quantisation: WeightFormat | None = None,
     cancel: Cancellation = NEVER,
 ) -> OperatorReport:
-    """Operator times with the first ``num_ranks`` of ``ranks`` at work at once, of layers quantised
-    as asked; ``cancel`` is asked meanwhile.
+    """Times of the operators that ranks of ``config`` would run, with the first ``num_ranks`` of
+    ``ranks`` at work at once; ``cancel`` is asked meanwhile.
+
+    ``degrees`` lists into how many tensor shards weights are cut; ``seconds`` is the time to spend
+    in all.
 
     Raises:
         TunerError: a measuring rank raised or did not answer.
     """
-    model = ModelConfig.from_dir(model_dir)
-    config = EngineConfig(model_dir=model_dir, dtype=dtype, device=device)
-    backend = ProcessExecutor(config, model, ParallelPlan(tp=num_ranks)).backend
-    segment = Segment.create() if backend is Collectives.SHM else None
-    listener = None if segment else socket.create_server(("127.0.0.1", 0))
-    address = str(find_library() or "") if segment else ""
-    if listener is not None:
-        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-    try:
+    with closing(MeetingPlace(collectives_for(config))) as meeting:
         for rank in range(num_ranks):
             job = OperatorJob(
-                model_dir=str(model_dir),
-                dtype=dtype,
-                meeting=Meeting(backend=backend.value, address=address, timeout_s=GRACE_S),
+                model_dir=str(config.model_dir),
+                dtype=config.dtype,
+                meeting=meeting.invitation(timeout_s=GRACE_S),
                 rank=rank,
                 num_ranks=num_ranks,
-                device=f"cuda:{rank}" if device.startswith("cuda") else device,
-                num_threads=threads_per_rank,
+                device=device_of(config, rank),
+                num_threads=config.threads_per_rank or 1,
                 degrees=degrees,
                 max_tokens=max_tokens,
                 max_context=max_context,
                 seconds=seconds,
-                quantisation=quantisation,
+                quantisation=config.quantisation,
             )
-            fds = [segment.fd] if segment else [listener.fileno()] if listener and not rank else []
-            ranks.send(rank, msgspec.msgpack.encode(job), fds)
-        reports = _gather(ranks, num_ranks, seconds + GRACE_S, cancel)
-    finally:
-        if segment is not None:
-            segment.close()
-        if listener is not None:
-            listener.close()
-    return _of_all(reports)
+            ranks.send(rank, msgspec.msgpack.encode(job), meeting.fds_for(rank))
+        return _of_all(_gather(ranks, num_ranks, seconds + GRACE_S, cancel))
 
 
 def _gather(

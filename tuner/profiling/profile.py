@@ -23,7 +23,8 @@ from tuner.work.counts import CollectiveKind
 SCHEMA = "profile/v1"
 # What layers' weights are held in where they are not quantised.
 PLAIN = "plain"
-# Served steps meet the machine's usual disturbance, so the fastest are cut off like the slowest.
+# Served steps meet the machine's usual disturbances, so this share is cut off at both ends, of the
+# fastest steps like of the slowest.
 CUT_SHARE = 0.25
 
 

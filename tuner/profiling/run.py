@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from engine.engine import Engine
-from engine.executors.ranks import RankProcesses
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.errors import RankError
 from engine.spec.model import DType, ModelConfig
@@ -84,72 +83,97 @@ def run_profile(
         if spec.rounds > 1:
             on_event(f"round {number + 1} of {spec.rounds}")
         share = budget.inner(1 / (spec.rounds - number))
-        found.append(_run_round(replace(spec, seed=spec.seed + number), share, on_event, cancel))
+        of_round = replace(spec, seed=spec.seed + number)
+        found.append(_Round(of_round, share, on_event, cancel).run())
     return merged(found)
 
 
-def _run_round(
-    spec: ProfileSpec, budget: Budget, on_event: OnEvent, cancel: Cancellation
-) -> Profile:
-    """Everything once."""
-    begun_s, asked_s = time.perf_counter(), budget.left_s
-    model = ModelConfig.from_dir(spec.model_dir)
-    weights = weights_of(model, spec.quantisation, spec.device)
-    most = min(spec.num_ranks, max_active_ranks(spec.device, spec.threads_per_rank))
-    reports: list[OperatorReport] = []
-    with measuring_ranks(most) as ranks:
-        for active in range(most, 0, -1):  # all of them first: then each of them has started
-            kinds = "operators" if active == 1 else "operators and collectives"
-            on_event(f"{kinds} with {active} of {most} ranks at work")
-            to_come = OPERATOR_SHARE * active / most + PIECE_SHARE + SERVING_SHARE
-            with budget.part(OPERATOR_SHARE / most / to_come) as seconds:
-                found = _operators(ranks, spec, model, active, seconds, cancel)
-            reports.insert(0, found)
-    config = EngineConfig(
-        model_dir=spec.model_dir,
-        dtype=spec.dtype,
-        device=spec.device,
-        link=spec.link,
-        executor=ExecutorKind.PROCESS,
-        kv_cache_bytes=128 * 2**20,
-        threads_per_rank=spec.threads_per_rank,
-        quantisation=spec.quantisation,
-    )
-    on_event("passes of a model cut to a few layers")
-    of_pieces = budget.inner(PIECE_SHARE / (PIECE_SHARE + SERVING_SHARE))
-    pieces = profile_pieces(
-        config,
-        num_ranks=most,
-        max_tokens=spec.max_tokens,
-        max_context=min(spec.max_context, model.max_positions),
-        budget=of_pieces,
-        cancel=cancel,
-    )
-    on_event("a short serving run on one rank")
-    of_serving = budget.inner(1.0)
-    samples, host_work = serve_samples(
-        config, model, seed=spec.seed, budget=of_serving, cancel=cancel
-    )
-    return Profile(
-        fingerprint=this_machine(spec.device, threads_per_rank=spec.threads_per_rank),
-        model=model_sizes(model),
-        dtype=spec.dtype.value,
-        link=asdict(spec.link) if spec.link else None,
-        gemms=tuple(row for report in reports for row in report.gemms),
-        attentions=tuple(row for report in reports for row in report.attentions),
-        elementwise=tuple(row for report in reports for row in report.elementwise),
-        collectives=tuple(row for report in reports for row in report.collectives),
-        pieces=tuple(pieces),
-        samples=samples,
-        host_work=host_work,
-        took=Took(
-            asked_s=asked_s,
-            total_s=time.perf_counter() - begun_s,
-            fixed_s=budget.fixed_s + of_pieces.fixed_s + of_serving.fixed_s,
-        ),
-        weights=weights,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+class _Round:
+    """Everything measured once, within ``budget``."""
+
+    def __init__(
+        self, spec: ProfileSpec, budget: Budget, on_event: OnEvent, cancel: Cancellation
+    ) -> None:
+        self._spec, self._budget, self._on_event, self._cancel = spec, budget, on_event, cancel
+        self._model = ModelConfig.from_dir(spec.model_dir)
+        self._num_ranks = min(spec.num_ranks, max_active_ranks(spec.device, spec.threads_per_rank))
+        self._max_context = min(spec.max_context, self._model.max_positions)
+        self._config = EngineConfig(
+            model_dir=spec.model_dir,
+            dtype=spec.dtype,
+            device=spec.device,
+            link=spec.link,
+            executor=ExecutorKind.PROCESS,
+            kv_cache_bytes=128 * 2**20,
+            threads_per_rank=spec.threads_per_rank,
+            quantisation=spec.quantisation,
+        )
+
+    def run(self) -> Profile:
+        spec, budget = self._spec, self._budget
+        begun_s, asked_s = time.perf_counter(), budget.left_s
+        weights = weights_of(self._model, spec.quantisation, spec.device)
+        reports = self._operators()
+        self._on_event("passes of a model cut to a few layers")
+        of_pieces = budget.inner(PIECE_SHARE / (PIECE_SHARE + SERVING_SHARE))
+        pieces = profile_pieces(
+            self._config,
+            num_ranks=self._num_ranks,
+            max_tokens=spec.max_tokens,
+            max_context=self._max_context,
+            budget=of_pieces,
+            cancel=self._cancel,
+        )
+        self._on_event("a short serving run on one rank")
+        of_serving = budget.inner(1.0)
+        samples, host_work = serve_samples(
+            self._config, self._model, seed=spec.seed, budget=of_serving, cancel=self._cancel
+        )
+        return Profile(
+            fingerprint=this_machine(spec.device, threads_per_rank=spec.threads_per_rank),
+            model=model_sizes(self._model),
+            dtype=spec.dtype.value,
+            link=asdict(spec.link) if spec.link else None,
+            gemms=tuple(row for report in reports for row in report.gemms),
+            attentions=tuple(row for report in reports for row in report.attentions),
+            elementwise=tuple(row for report in reports for row in report.elementwise),
+            collectives=tuple(row for report in reports for row in report.collectives),
+            pieces=tuple(pieces),
+            samples=samples,
+            host_work=host_work,
+            took=Took(
+                asked_s=asked_s,
+                total_s=time.perf_counter() - begun_s,
+                fixed_s=budget.fixed_s + of_pieces.fixed_s + of_serving.fixed_s,
+            ),
+            weights=weights,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _operators(self) -> list[OperatorReport]:
+        """Times of operators with 1, 2, ... ranks at work at once."""
+        most = self._num_ranks
+        sizes = (self._model.num_heads, self._model.ffn_size)
+        degrees = [n for n in range(1, most + 1) if all(size % n == 0 for size in sizes)]
+        reports: list[OperatorReport] = []
+        with measuring_ranks(most) as ranks:
+            for active in range(most, 0, -1):  # all of them first: then each of them has started
+                kinds = "operators" if active == 1 else "operators and collectives"
+                self._on_event(f"{kinds} with {active} of {most} ranks at work")
+                to_come = OPERATOR_SHARE * active / most + PIECE_SHARE + SERVING_SHARE
+                with self._budget.part(OPERATOR_SHARE / most / to_come) as seconds:
+                    report = profile_operators(
+                        ranks,
+                        self._config,
+                        num_ranks=active,
+                        degrees=degrees,
+                        max_tokens=self._spec.max_tokens,
+                        max_context=self._max_context,
+                        seconds=seconds,
+                        cancel=self._cancel,
+                    )
+                reports.insert(0, report)
+        return reports
 
 
 def max_active_ranks(device: str, threads_per_rank: int = 1) -> int:
@@ -159,35 +183,6 @@ def max_active_ranks(device: str, threads_per_rank: int = 1) -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _operators(
-    ranks: RankProcesses,
-    spec: ProfileSpec,
-    model: ModelConfig,
-    active: int,
-    seconds: float,
-    cancel: Cancellation,
-) -> OperatorReport:
-    degrees = [d for d in range(1, ranks.num_ranks + 1) if _divides(model, d)]
-    return profile_operators(
-        ranks,
-        model_dir=spec.model_dir,
-        dtype=spec.dtype,
-        device=spec.device,
-        num_ranks=active,
-        degrees=degrees,
-        max_tokens=spec.max_tokens,
-        max_context=min(spec.max_context, model.max_positions),
-        seconds=seconds,
-        threads_per_rank=spec.threads_per_rank,
-        quantisation=spec.quantisation,
-        cancel=cancel,
-    )
-
-
-def _divides(model: ModelConfig, degree: int) -> bool:
-    return model.num_heads % degree == 0 and model.ffn_size % degree == 0
 
 
 def serve_samples(
@@ -271,11 +266,11 @@ def run_wave(
 
 
 @contextmanager
-def reference_model(preset: str = "small") -> Iterator[Path]:
+def reference_model() -> Iterator[Path]:
     """A temporary random checkpoint, for profiling without a model of one's own."""
     from engine.models.create import create_model
 
     with tempfile.TemporaryDirectory(prefix="gearshift-model-") as folder:
-        target = Path(folder) / preset
-        create_model(target, preset=preset, seed=0)
+        target = Path(folder) / "small"
+        create_model(target, preset="small", seed=0)
         yield target

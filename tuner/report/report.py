@@ -39,7 +39,7 @@ class Section:
         return not (self.lines or self.tables or self.panels)
 
     def to_json(self) -> dict[str, Any]:
-        """Without its pictures, which show the same numbers."""
+        """The report without its pictures, which show the same numbers."""
         return {
             "name": self.name,
             "heading": self.heading,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
@@ -26,21 +26,16 @@ from tuner.capacity.table import (
     table_of,
     worth_fitting,
 )
-from tuner.search.carried_live import Driven
 from tuner.search.context import TuningContext
+from tuner.search.live_capacity import Driven
 from tuner.simulation.simulate import OnProgress
 from tuner.step_model.timer import StepScale
 from tuner.workload.workload import Workload
 
-# If plans are driven afterwards, this many are looked at that carry this share of the best by
+# If plans are driven afterwards, up to MOST_LIVE are kept that carry this share of the best by
 # simulation, which knows nothing of what else runs on the same cores.
 LIVE_SHARE = 0.6
 MOST_LIVE = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    measurement: Measurement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +47,7 @@ class FoundTable:
 
 
 class Drives(Protocol):
-    """Tells what entries carry when they are served (:class:`tuner.search.carried_live.Driver`)."""
+    """Measures what entries carry when served (:class:`tuner.search.live_capacity.Driver`)."""
 
     @property
     def notes(self) -> Sequence[str]:
@@ -97,7 +92,7 @@ def find_capacity_table(
 
 
 def _simulated(context: TuningContext, recommended: Settings) -> dict[ParallelPlan, CarriedRate]:
-    """By plan, what is worth an entry, and what is recommended."""
+    """What plans that are worth an entry carry by simulation, and the recommended one."""
     found = [_climb(context, options) for options in _options_by_plan(context)]
     standings = [standing for standing in found if standing is not None]
     is_driven = context.max_live_ranks > 0 and context.spec.capacity_seconds > 0
@@ -191,9 +186,7 @@ def _passes(context: TuningContext, settings: Settings, factor: float) -> bool:
 
 def _asked(context: TuningContext, settings: Settings) -> Asked:
     def run_on(load: Workload, step_scale: float, _: OnProgress) -> Run:
-        return _Run(
-            measurement=context.simulator.run(settings, load, StepScale().times(step_scale))
-        )
+        return context.simulator.result(settings, load, StepScale().times(step_scale))
 
     return Asked(
         settings=settings,

@@ -13,7 +13,7 @@ from policies.verdict import is_dependable, verdict
 from tuner.search.context import TuningContext
 from tuner.search.evidence import measured_point
 from tuner.search.live_run import run_live
-from tuner.search.purse import Purse
+from tuner.search.remaining_budget import RemainingBudget
 from tuner.search.report import Confirmation
 from tuner.spec.errors import WorkloadError
 from tuner.workload.parse import parse_workload
@@ -30,7 +30,7 @@ def confirm(
     context: TuningContext,
     settings: Settings,
     nth: int,
-    purse: Purse,
+    budget: RemainingBudget,
     is_cancelled: Callable[[], bool],
 ) -> Confirmation:
     """Measure ``settings`` on the whole workload with another seed, if the budget holds that.
@@ -39,7 +39,7 @@ def confirm(
     """
     seed = context.spec.seed + FRESH_SEED_OFFSET + nth
     workload = fresh_workload(context.spec.workload, context.workload, seed=seed)
-    if (dear := purse.why_not_run(settings, workload)) is not None:
+    if (dear := budget.why_not_run(settings, workload)) is not None:
         return Confirmation(
             settings=settings, seed=seed, point=None, reason=dear, is_out_of_budget=True
         )
@@ -50,10 +50,10 @@ def confirm(
         workload,
         seed=seed,
         fidelity=Fidelity.MEASURED,
-        allowed_s=purse.allowed_s(settings),
+        allowed_s=budget.allowed_s(settings),
         is_cancelled=is_cancelled,
     )
-    purse.pay(run.cost, settings)
+    budget.pay(run.cost, settings)
     measurement = run.measurement
     if measurement is None:
         assert run.reason is not None, "what told nothing has a reason"

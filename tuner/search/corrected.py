@@ -28,18 +28,19 @@ from tuner.search.estimate import Estimator
 from tuner.search.grid import FloatArray, Grid
 from tuner.search.surrogate import Load
 
-# How far estimates are off, as a log ratio, and how much of that each combination has to itself.
+# The spread of the errors of estimates, as a log ratio, and the share of it that each combination
+# has of its own.
 SPREAD = 0.6
 NOISE = 0.02
-# Errors of estimates stay alike over this many octaves of a knob. The length is fitted within these
-# ends once there are enough points; a cap that never binds gets a long one.
+# Errors of estimates stay alike over this many octaves of a knob: the length scale, fitted within
+# these bounds once there are enough points. A cap that never binds gets a long one.
 LENGTH = 2.0
 LENGTHS = (0.5, 32.0)
 ENOUGH = 6
-# How many standard errors away the favourable end is, and further ends in case that promises
-# nothing.
+# How many standard errors the favourable end of an interval is away, and the next ones to try where
+# that promises nothing.
 OPTIMISM = (1.0, 2.0, 4.0)
-# An estimate further off than this is no estimate: an overload without end.
+# Errors are capped here: an estimate further off is of an endless overload.
 MOST = 3.0
 
 
@@ -155,8 +156,8 @@ class Corrected:
 
 @dataclass(frozen=True, kw_only=True)
 class Belief:
-    """Of one metric: log(true / estimated) of each candidate with its standard error; ``sign`` -1
-    where less is better."""
+    """What is believed of one metric: log(true / estimated) of each candidate with its standard
+    error; ``sign`` -1 where less is better."""
 
     key: str
     sign: float

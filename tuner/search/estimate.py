@@ -22,7 +22,7 @@ from tuner.search.outline import Outline, StepTimes, outline
 from tuner.search.surrogate import Load
 
 SHARES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0}
-# So many tokens or rows bind nothing.
+# A number of tokens or rows that never binds.
 ENDLESS = 1 << 30
 
 

@@ -107,7 +107,7 @@ class _Normal:
 
 @dataclass(frozen=True)
 class _Scale:
-    """In which an estimate's error is about normal: ``to`` it and ``write`` back."""
+    """A scale on which an estimate's error is about normal: ``to`` it and ``write`` back."""
 
     to: Callable[[float], float]
     write: Callable[[float], float]

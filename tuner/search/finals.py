@@ -15,18 +15,18 @@ from policies.select import PointRejection, Rejected, Selection
 from policies.verdict import is_dependable
 from tuner.search.budget import NOT_IN_BUDGET
 from tuner.search.capacity import FoundTable, find_capacity_table
-from tuner.search.carried_live import Driver
 from tuner.search.confirm import confirm
 from tuner.search.context import TuningContext
 from tuner.search.costs import Cost
 from tuner.search.fresh import FreshDraws
 from tuner.search.fresh_runs import FreshRuns
+from tuner.search.live_capacity import Driver
 from tuner.search.promotion import is_beaten
-from tuner.search.purse import Purse
+from tuner.search.remaining_budget import RemainingBudget
 from tuner.search.report import Confirmation
 from tuner.search.trials import TrialRecord
 
-# So many winners may miss the SLA on simulated draws before one is recommended with a warning.
+# How many winners may miss the SLA on simulated draws before one is recommended with a warning.
 MAX_MISSED = 3
 
 
@@ -45,19 +45,19 @@ class Finals:
     chosen: Selection | None = None
     _not_reached: list[str] = field(default_factory=list)
     _runs: FreshRuns = field(init=False)
-    _purse: Purse = field(init=False)
+    _budget: RemainingBudget = field(init=False)
 
     def __post_init__(self) -> None:
-        self._purse = Purse(context=self.context, trials=self.trials, is_final=True)
+        self._budget = RemainingBudget(context=self.context, trials=self.trials, is_final=True)
         self._runs = FreshRuns(
-            context=self.context, purse=self._purse, is_cancelled=self.is_cancelled
+            context=self.context, budget=self._budget, is_cancelled=self.is_cancelled
         )
 
     def confirm(self, settings: Settings) -> Confirmation | None:
         """Measure ``settings`` on the whole workload; None where that was cancelled or too dear."""
         context = self.context
         nth = len(self.confirmations)
-        again = confirm(context, settings, nth, self._purse, self.is_cancelled)
+        again = confirm(context, settings, nth, self._budget, self.is_cancelled)
         if again.is_out_of_budget:
             self._not_reached.append(f"{settings} was not measured again: {again.reason}")
             return None
@@ -110,13 +110,13 @@ class Finals:
         """What plans carry, measured as far as the budget goes; None where nobody asked."""
         if not self.context.spec.capacity_table:
             return None
-        driver = Driver(context=self.context, purse=self._purse, is_cancelled=self.is_cancelled)
+        driver = Driver(context=self.context, budget=self._budget, is_cancelled=self.is_cancelled)
         return find_capacity_table(self.context, recommended, driver)
 
     @property
     def all_costs(self) -> tuple[Cost, ...]:
-        """Of the design, of trials and of the finals."""
-        return (*self.context.design_costs, *self._purse.costs)
+        """The costs of the design, of trials and of the finals."""
+        return (*self.context.design_costs, *self._budget.costs)
 
     def budget_json(self) -> dict[str, Any] | None:
         """What was asked, what was used of it, and what was not reached; None without a budget."""
@@ -126,7 +126,7 @@ class Finals:
         return {
             "asked": self.context.spec.budget,
             "device_seconds": budget.device_seconds,
-            "used_device_seconds": self._purse.spent_s,
+            "used_device_seconds": self._budget.spent_s,
             "not_reached": [*self._trials_not_run(), *self._not_reached],
         }
 

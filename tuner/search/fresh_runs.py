@@ -14,7 +14,7 @@ from tuner.search.context import WHOLE_REQUESTS, TuningContext
 from tuner.search.costs import Level
 from tuner.search.fresh import Drawn, FreshDraws, Role
 from tuner.search.live_run import run_live
-from tuner.search.purse import Purse
+from tuner.search.remaining_budget import RemainingBudget
 from tuner.workload.slices import head
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
@@ -22,9 +22,9 @@ from tuner.workload.workload import Workload
 FRESH_SEED = 104_729
 LIVE_DRAWS = 3
 SIMULATED_DRAWS = 4
-# With fewer a difference has no interval.
+# With fewer draws a difference has no interval.
 LEAST_DRAWS = 2
-# What of it is done where the budget does not hold all: who takes part, in how many draws.
+# What is done instead where the budget does not hold all of it: who takes part, in how many draws.
 ALL = (Role.WINNER, Role.RUNNER_UP, Role.BASELINE)
 PAIR = (Role.WINNER, Role.BASELINE)
 SCOPES = tuple(product((ALL, PAIR), range(LIVE_DRAWS, LEAST_DRAWS - 1, -1)))
@@ -35,7 +35,7 @@ class FreshRuns:
     """Runs of one job on its fresh draws; settings that were drawn once are not run again."""
 
     context: TuningContext
-    purse: Purse
+    budget: RemainingBudget
     is_cancelled: Callable[[], bool]
     _seen: dict[tuple[Settings, int, Fidelity], OperatingPoint] = field(default_factory=dict)
 
@@ -99,11 +99,11 @@ class FreshRuns:
             load,
             seed=context.spec.seed + FRESH_SEED + draw,
             fidelity=Fidelity.PROBED,
-            allowed_s=self.purse.allowed_s(drawn.settings),
+            allowed_s=self.budget.allowed_s(drawn.settings),
             is_judged=False,
             is_cancelled=self.is_cancelled,
         )
-        self.purse.pay(run.cost, drawn.settings)
+        self.budget.pay(run.cost, drawn.settings)
         if run.measurement is None:
             drawn.reason = run.reason
             return
@@ -118,13 +118,13 @@ class FreshRuns:
         self, roles: dict[Role, Drawn], loads: Sequence[Workload]
     ) -> tuple[dict[Role, Drawn], int, tuple[str, ...]]:
         """Who is run in how many draws, as the budget allows, and what is not reached for it."""
-        if self.purse.left_s is None:
+        if self.budget.left_s is None:
             return roles, LIVE_DRAWS, ()
         why: str | None = None
         for kept, num_draws in SCOPES:
             wanted = {role: drawn for role, drawn in roles.items() if role in kept}
             needed_s = self._needed_s(wanted, loads[:num_draws])
-            missing = self.purse.why_not(needed_s) if needed_s else None
+            missing = self.budget.why_not(needed_s) if needed_s else None
             if missing is None and len(wanted) > 1:
                 is_all = len(wanted) == len(roles)
                 left_out = () if is_all else (f"the runner-up on fresh draws was {why}",)
@@ -135,7 +135,7 @@ class FreshRuns:
 
     def _needed_s(self, roles: dict[Role, Drawn], loads: Sequence[Workload]) -> float:
         return sum(
-            self.purse.expected_s(drawn.settings, load)
+            self.budget.expected_s(drawn.settings, load)
             for drawn in roles.values()
             for draw, load in enumerate(loads)
             if (drawn.settings, draw, Fidelity.PROBED) not in self._seen

@@ -20,12 +20,20 @@ from policies.points import (
     numbers_from_json,
     numbers_to_json,
 )
-from tuner.search.context import TuningContext
-from tuner.search.costs import Cost, Level
-from tuner.search.surrogate import Example, Features
+from tuner.search.context import WHOLE_REQUESTS, TuningContext
+from tuner.search.costs import Cost, Level, Meter
+from tuner.search.design import design_settings, refined_settings
+from tuner.search.surrogate import Example, Features, Load, features
+from tuner.spec.cancel import Cancellation
 from tuner.spec.digest import digest, software_digest
+from tuner.workload.slices import at_rate, head
+from tuner.workload.workload import Workload
 
 SCHEMA = "groundwork/v1"
+# How many requests the design is simulated on, and the factors of the workload's rate at which some
+# of it is simulated again.
+DESIGN_REQUESTS = 120
+DESIGN_RATES = (0.5, 2.0)
 Json = dict[str, Any]
 
 
@@ -44,14 +52,64 @@ def groundwork_key(context: TuningContext) -> str:
     )
 
 
-def find_groundwork(context: TuningContext, kept: Json | None) -> Json | None:
-    """``kept``, where it is of this very job and this software."""
-    is_ours = kept is not None and kept.get("key") == context.groundwork_key
-    return kept if is_ours else None
+def lay_groundwork(context: TuningContext, kept: Json | None, cancel: Cancellation) -> None:
+    """Take over the design that was kept, where it is of this very job and this software; else
+    simulate it."""
+    space = context.space
+    if context.simulator.is_blind:
+        context.emit("prepared", f"{len(space.plans)} plans; nothing is simulated before trials")
+        return
+    context.groundwork_key = groundwork_key(context)
+    if kept is not None and kept.get("key") == context.groundwork_key:
+        when = " before"
+        _take_over(context, kept)
+    else:
+        when = ""
+        with (design := Meter()).timing(Level.SIMULATED):
+            _simulate_design(context, cancel)
+        context.design_costs = design.taken()
+    context.emit(
+        "prepared",
+        f"{len(space.plans)} feasible plans ({len(space.pruned)} pruned), "
+        f"{len(context.design)} settings simulated{when}",
+        plans=[str(plan) for plan in space.plans],
+    )
 
 
-def put_groundwork(context: TuningContext, kept: Json) -> None:
-    """Let ``context`` go on from ``kept``."""
+def _simulate_design(context: TuningContext, cancel: Cancellation) -> None:
+    """Simulate a few settings of every feasible plan; some also at other rates, and some on all
+    that trials run, for the surrogate."""
+    space, simulator = context.space, context.simulator
+    sample = head(context.trial_workload, DESIGN_REQUESTS)
+    timers = {plan: simulator.timer(plan) for plan in space.plans}
+
+    def simulate(settings: Settings, workload: Workload, load: Load) -> OperatingPoint:
+        cancel.check()
+        point = simulator.quick_point(settings, workload)
+        known = features(settings, load, timers[settings.plan])
+        context.examples.append(Example(point=point, features=known))
+        return point
+
+    def simulate_all(every: list[Settings]) -> None:
+        load = Load.of(sample)
+        for settings in every:
+            context.design[settings] = simulate(settings, sample, load)
+
+    simulate_all(design_settings(space, timers))
+    objective = context.spec.goal.objective
+    simulate_all(refined_settings(space, context.sla, context.design, objective))
+    first = {settings.plan: settings for settings in reversed(context.design)}
+    some = [first[plan] for plan in space.plans[:: max(1, len(space.plans) // 8)] if plan in first]
+    others = [at_rate(sample, factor) for factor in DESIGN_RATES]
+    if len(sample) < len(context.trial_workload):
+        others.append(head(context.trial_workload, WHOLE_REQUESTS))
+    for workload in others:
+        load = Load.of(workload)
+        for settings in some:
+            simulate(settings, workload, load)
+
+
+def _take_over(context: TuningContext, kept: Json) -> None:
     context.examples[:] = [_example(raw) for raw in kept["examples"]]
     points = [example.point for example in context.examples[: kept["num_design"]]]
     context.design.update({point.settings: point for point in points})

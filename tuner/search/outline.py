@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 MOST_REQUESTS = 200
 # Chunks are timed at multiples of this.
 CHUNK = 32
-# A chunk is cut this often before its step counts as within the limit on its time.
+# How often a chunk is cut to bring its step within the limit on its time; then it counts as within.
 NUM_CUTS = 3
 
 
@@ -193,7 +193,7 @@ class _Replica:
         self.most_active = max(self.most_active, len(self._prompts) + len(self._decodes))
 
     def _pass(self) -> None:
-        """As many equal steps as nothing changes in."""
+        """Take as many equal steps as nothing changes in."""
         decodes = -(-len(self._decodes) // self._stages)
         chunk, step_s = self._chunk(decodes)
         steps = math.inf

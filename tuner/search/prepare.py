@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,23 +10,19 @@ from engine.executors.protocol import StepTimer
 from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Settings
-from policies.numbers import short
-from policies.points import OperatingPoint
 from tuner.capacity.table import check_has_table
 from tuner.described.node import Node
 from tuner.hardware import Hardware
 from tuner.launch.why_not import OWN, why_not
-from tuner.profiling.profile import weights_of
-from tuner.search.context import WHOLE_REQUESTS, OnEvent, TuningContext, TuningEvent
-from tuner.search.costs import Level, Meter
-from tuner.search.design import advised_ladders, design_settings, refined_settings
+from tuner.search.context import OnEvent, TuningContext
+from tuner.search.costs import Meter
+from tuner.search.design import advised_ladders
 from tuner.search.feasibility import check_memory, check_room, engine_config, refused_caps
-from tuner.search.groundwork import find_groundwork, groundwork_key, put_groundwork
+from tuner.search.groundwork import lay_groundwork
 from tuner.search.served import server_command
 from tuner.search.simulator import Simulator
 from tuner.search.spec import TuningSpec
-from tuner.search.surrogate import Example, Load, features
+from tuner.search.step_times import StepTimes, find_step_times
 from tuner.servers.command import ServerCommand
 from tuner.spec.cancel import Cancellation
 from tuner.spec.errors import TunerError
@@ -36,11 +31,8 @@ from tuner.step_model.model import StepModel
 from tuner.step_model.quality import Quality
 from tuner.workload.judged import check_judged
 from tuner.workload.parse import parse_workload
-from tuner.workload.slices import at_rate, head
+from tuner.workload.slices import head
 from tuner.workload.workload import Workload
-
-DESIGN_REQUESTS = 120
-DESIGN_RATES = (0.5, 2.0)
 
 
 def prepare(
@@ -61,28 +53,26 @@ def prepare(
         TunerError, PolicyInputError, EngineError: whatever in the spec is at fault.
     """
     cancel = Cancellation(is_cancelled)
-    sla = spec.parsed_sla
+    sla = spec.parsed_sla  # before work that a mistake in it would waste
     workload, node, model = _read(spec)
-    hardware = None if node is None else node.hardware
     config = engine_config(spec, model, node)
     cancel.check()
     space = build_space(
         model,
         spec.num_devices,
         check_memory=lambda plan: _check_plan(spec, node, config, plan, model, workload),
-        max_model_len=_max_model_len(config, model),
+        max_model_len=model.context_tokens(config.max_model_len),
         least_devices=spec.num_devices if spec.uses_all_devices else 1,
     )
-    is_blind = spec.is_served and node is None and cost_model is None
-    if is_blind:
-        _check_needs_no_times(spec)
     meter = Meter()
-    step_model = (
-        None if node or is_blind else _step_model(spec, model, cost_model, on_event, meter, cancel)
+    times = find_step_times(
+        spec, model, node, cost_model, on_event=on_event, meter=meter, cancel=cancel
     )
-    timer_of = None if is_blind else _timers(spec, model, node, step_model)
-    space = _with_knobs(space, spec, node, workload, timer_of)
+    if times.is_blind:
+        _check_needs_no_times(spec)
+    space = _with_knobs(space, spec, node, workload, times.timer_of)
     is_live = (spec.is_local or spec.is_served) and spec.is_live
+    hardware = None if node is None else node.hardware
     context = TuningContext(
         spec=spec,
         model=model,
@@ -90,21 +80,17 @@ def prepare(
         workload=workload,
         trial_workload=head(workload, spec.probe_requests) if is_live else workload,
         space=space,
-        simulator=_simulator(spec, node, model, config, timer_of, step_model),
-        config=replace(
-            config,
-            envelope=space.envelope,
-            threads_per_rank=step_model.machine.threads_per_rank if step_model else None,
-        ),
-        max_live_ranks=_max_live_ranks(spec, step_model) if is_live else 0,
-        cost_model=step_model,
+        simulator=_simulator(times, config),
+        config=replace(config, envelope=space.envelope, threads_per_rank=times.threads_per_rank),
+        max_live_ranks=times.max_live_ranks if is_live else 0,
+        cost_model=times.step_model,
         hardware=hardware,
         on_event=on_event,
-        warnings=_warnings(spec, model, hardware, step_model, workload),
+        warnings=_warnings(spec, model, hardware, times.step_model, workload),
         server_command=_command(spec, config, node),
         meter=meter,
     )
-    _lay_groundwork(context, groundwork, cancel)
+    lay_groundwork(context, groundwork, cancel)
     return context
 
 
@@ -136,53 +122,19 @@ def _check_needs_no_times(spec: TuningSpec) -> None:
         )
 
 
-def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    return min(config.max_model_len or model.max_positions, model.max_positions)
-
-
-def _simulator(
-    spec: TuningSpec,
-    node: Node | None,
-    model: ModelConfig,
-    config: EngineConfig,
-    timer_of: Callable[[ParallelPlan], StepTimer] | None,
-    step_model: StepModel | None,
-) -> Simulator:
+def _simulator(times: StepTimes, config: EngineConfig) -> Simulator:
+    spec, model = times.spec, times.model
     return Simulator(
         model=model,
         sla=spec.parsed_sla,
-        timer_of=timer_of,
+        timer_of=times.timer_of,
         blocks_of=lambda plan: num_kv_blocks(config, model, plan),
         block_size=config.block_size,
-        max_model_len=_max_model_len(config, model),
-        interval=_interval(node, step_model),
+        max_model_len=model.context_tokens(config.max_model_len),
+        interval=times.interval,
         seed=spec.seed,
-        node=node,
+        node=times.node,
         step_scale=spec.step_scale,
-    )
-
-
-def _lay_groundwork(
-    context: TuningContext, kept: dict[str, Any] | None, cancel: Cancellation
-) -> None:
-    """Take over the design that was kept, or simulate it, and tell of it."""
-    space = context.space
-    if context.simulator.is_blind:
-        context.emit("prepared", f"{len(space.plans)} plans; nothing is simulated before trials")
-        return
-    context.groundwork_key = groundwork_key(context)
-    is_kept = (found := find_groundwork(context, kept)) is not None
-    if found is not None:
-        put_groundwork(context, found)
-    else:
-        with (design := Meter()).timing(Level.SIMULATED):
-            _simulate_design(context, cancel)
-        context.design_costs = design.taken()
-    context.emit(
-        "prepared",
-        f"{len(space.plans)} feasible plans ({len(space.pruned)} pruned), "
-        f"{len(context.design)} settings simulated{' before' if is_kept else ''}",
-        plans=[str(plan) for plan in space.plans],
     )
 
 
@@ -246,86 +198,6 @@ def _check_plan(
     check_memory(config, model, plan, workload)
 
 
-def _step_model(
-    spec: TuningSpec,
-    model: ModelConfig,
-    document: dict[str, Any] | None,
-    on_event: OnEvent,
-    meter: Meter,
-    cancel: Cancellation,
-) -> StepModel:
-    if document is not None:
-        known = StepModel.from_json(json.loads(json.dumps(document, default=str)))
-        if not spec.is_served:
-            known.refuse_other(weights_of(model, None, spec.device))
-        return known
-    _check_profile_fits(spec)
-
-    from tuner.profiling.run import ProfileSpec, run_profile
-    from tuner.step_model.files import check_cost_model_dir, save_cost_model
-    from tuner.step_model.fit import fit_step_model
-
-    def say(message: str) -> None:
-        on_event(TuningEvent(kind="profiling", message=message))
-
-    check_cost_model_dir()
-    wanted = ProfileSpec(
-        model_dir=spec.model_path,
-        num_ranks=spec.num_devices,
-        dtype=spec.rank_dtype(model),
-        device=spec.device,
-        link=spec.parsed_link,
-        seconds=spec.profile_seconds,
-        seed=spec.seed,
-    )
-    with meter.timing(Level.PROFILED, num_devices=spec.num_devices):
-        profile = run_profile(wanted, on_event=say, cancel=cancel)
-    fitted = fit_step_model(profile, model, seed=spec.seed)
-    path = save_cost_model(fitted)
-    on_event(TuningEvent(kind="profiled", message=f"cost model {fitted.id} in {path}"))
-    return fitted
-
-
-def _check_profile_fits(spec: TuningSpec) -> None:
-    """Raises TunerError where a profile alone would use up what trials may."""
-    budget = spec.device_budget
-    needed_s = spec.num_devices * spec.profile_seconds
-    if budget is not None and needed_s > budget.for_trials_s:
-        raise TunerError(
-            f"budget {spec.budget}: {short(budget.for_trials_s)} device seconds of it are for "
-            f"trials, and profiling {spec.num_devices} devices for {spec.profile_seconds:g} s "
-            f"takes {short(needed_s)}; name a cost model, or profile for less (--profile-seconds)"
-        )
-
-
-def _timers(
-    spec: TuningSpec,
-    model: ModelConfig,
-    node: Node | None,
-    step_model: StepModel | None,
-) -> Callable[[ParallelPlan], StepTimer]:
-    if node is not None:
-        return node.timer
-    assert step_model is not None, "a local job has a step model"
-    return lambda plan: step_model.timer(plan, model, link=spec.parsed_link, hides_host=True)
-
-
-def _interval(node: Node | None, step_model: StepModel | None) -> float:
-    if node is not None:
-        return node.interval
-    return 0.0 if step_model is None else step_model.error.plan_interval
-
-
-def _max_live_ranks(spec: TuningSpec, step_model: StepModel | None) -> int:
-    if spec.is_served:  # whoever starts servers here knows what they have
-        return spec.num_devices
-
-    from tuner.profiling.run import max_active_ranks
-
-    threads = step_model.machine.threads_per_rank if step_model else 1
-    return min(spec.num_devices, max_active_ranks(spec.device, threads))
-
-
 def _warnings(
     spec: TuningSpec,
     model: ModelConfig,
@@ -351,36 +223,3 @@ def _warnings(
     if spec.link:
         found.append(f"an emulated link delays every collective: {spec.link}")
     return found
-
-
-def _simulate_design(context: TuningContext, cancel: Cancellation) -> None:
-    """Simulate a few settings of every feasible plan; some also at other rates, and some on all
-    that trials run, for the surrogate."""
-    space, simulator = context.space, context.simulator
-    sample = head(context.trial_workload, DESIGN_REQUESTS)
-    timers = {plan: simulator.timer(plan) for plan in space.plans}
-
-    def simulate(settings: Settings, workload: Workload, load: Load) -> OperatingPoint:
-        cancel.check()
-        point = simulator.quick_point(settings, workload)
-        known = features(settings, load, timers[settings.plan])
-        context.examples.append(Example(point=point, features=known))
-        return point
-
-    def simulate_all(every: list[Settings]) -> None:
-        load = Load.of(sample)
-        for settings in every:
-            context.design[settings] = simulate(settings, sample, load)
-
-    simulate_all(design_settings(space, timers))
-    objective = context.spec.goal.objective
-    simulate_all(refined_settings(space, context.sla, context.design, objective))
-    first = {settings.plan: settings for settings in reversed(context.design)}
-    some = [first[plan] for plan in space.plans[:: max(1, len(space.plans) // 8)] if plan in first]
-    others = [at_rate(sample, factor) for factor in DESIGN_RATES]
-    if len(sample) < len(context.trial_workload):
-        others.append(head(context.trial_workload, WHOLE_REQUESTS))
-    for workload in others:
-        load = Load.of(workload)
-        for settings in some:
-            simulate(settings, workload, load)

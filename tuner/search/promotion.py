@@ -19,7 +19,7 @@ from policies.verdict import meets_in_run
 from tuner.search.context import TuningContext
 from tuner.search.trials import TrialRecord, TrialState
 
-# More of these is better; of every other metric less is.
+# Metrics of which more is better; of every other one less is.
 RISING = (
     Metric.ATTAINMENT.value,
     Metric.THROUGHPUT.value,

@@ -23,7 +23,7 @@ from tuner.workload.workload import Workload
 
 FloatArray = npt.NDArray[np.float64]
 ROUNDS = 8
-# A replica that prefills more of the time than this leaves decodes hardly a step.
+# A replica that prefills a larger share of the time than this leaves decodes hardly a step.
 MOST_BUSY = 0.95
 
 
@@ -168,8 +168,8 @@ def _waits(times: FloatArray, work_s: FloatArray, replicas: int) -> FloatArray:
 
 
 def _behind_others(prefill_s: FloatArray, clients: float) -> FloatArray:
-    """In a closed loop: the first requests of all clients wait in one line, later ones seldom
-    meet."""
+    """The wait behind others in a closed loop: the first requests of all clients wait in one line,
+    later ones seldom meet."""
     waits = np.zeros(len(prefill_s))
     first = min(len(prefill_s), max(1, round(clients)))
     waits[:first] = np.concatenate(([0.0], np.cumsum(prefill_s[:first])[:-1]))

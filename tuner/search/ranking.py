@@ -39,12 +39,7 @@ def ranked_by_estimate(
     return [context.grid.settings(row) for row in ranked]
 
 
-def trained_surrogate(
-    context: TuningContext,
-    done: Sequence[TrialRecord],
-    *,
-    keys: Sequence[str] = TARGETS,
-) -> Surrogate | None:
+def trained_surrogate(context: TuningContext, done: Sequence[TrialRecord]) -> Surrogate | None:
     """The surrogate over all simulated points and the trials so far; its features are step times,
     so None where those are not known."""
     if context.simulator.is_blind:
@@ -56,7 +51,7 @@ def trained_surrogate(
             settings = trial.settings
             known = features(settings, load, context.simulator.timer(settings.plan))
             examples.append(Example(point=point, features=known))
-    return fit_surrogate(examples, keys=keys, seed=context.spec.seed)
+    return fit_surrogate(examples, keys=TARGETS, seed=context.spec.seed)
 
 
 def shortlist(context: TuningContext) -> list[Settings]:

@@ -18,8 +18,8 @@ from tuner.described.launch import node_commands
 from tuner.described.queue_limit import queued_tokens
 from tuner.launch.command import PORT, LaunchCommand
 from tuner.launch.gearshift import launch_here
-from tuner.search.carried_live import served_here
 from tuner.search.context import TuningContext
+from tuner.search.live_capacity import served_here
 from tuner.search.ranking import described_load, trained_surrogate
 from tuner.search.report import (
     Recommendation,

@@ -20,8 +20,8 @@ from tuner.described.title import Title
 from tuner.launch.command import LaunchCommand
 from tuner.search.costs import Cost, costs_json
 from tuner.search.fresh import FreshDraws
+from tuner.search.pareto_front import pareto_json
 from tuner.search.spec import TuningSpec
-from tuner.search.trade import trade_json
 from tuner.search.trials import TrialRecord
 from tuner.spec.space import PrunedPlan
 
@@ -164,7 +164,7 @@ class TuningReport:
             "infeasible": self.infeasible,
             "baseline": self.trials[0].to_json() if self.trials else None,
             "trials": [trial.to_json() for trial in self.trials],
-            "trade": trade_json(self.trials, self.spec.parsed_sla) if self._is_trade else None,
+            "trade": pareto_json(self.trials, self.spec.parsed_sla) if self._is_trade else None,
             "fresh_draws": self.fresh.to_json() if self.fresh else None,
             "demoted": list(self.demoted),
             "costs": costs_json(self.costs),

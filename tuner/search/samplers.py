@@ -22,7 +22,7 @@ class SamplerChoice:
     is_conditional: bool = False
 
 
-# Observations before a model takes over; the prior's count too.
+# Observations before a model takes over from random draws; those of the prior count, too.
 NUM_STARTUP = 6
 
 

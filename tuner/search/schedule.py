@@ -25,11 +25,11 @@ RATE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 # Each rate is judged by what arrives in a minute: a queue that grows must have time to show.
 BAND_SECONDS = 60.0
 MIN_REQUESTS, MAX_REQUESTS = 80, 1000
-# So many requests, one at a time, tell what an idle engine does.
+# How many requests, one at a time, show what an idle engine does.
 ALONE_REQUESTS = 200
 # Other settings must win by this much over the recommended ones to be worth the change.
 MIN_GAIN = 0.05
-# With this share of every budget left, a band needs no more headroom.
+# A band needs no more headroom than this share of every bound.
 SAFE_HEADROOM = 0.2
 
 
@@ -78,7 +78,7 @@ def build_schedule(
 
 
 def _ran(best: Settings, workload: Workload, carried: CarriedRate | None) -> Settings | None:
-    """Of the settings that ran those that carry most; None where none was measured.
+    """The settings that carry most of those that ran; None where none was measured.
 
     The recommended ones carry the workload's own rate. No band may change the engine's order.
     """
@@ -161,7 +161,7 @@ def _good_enough(
 def fewest_changes(
     good_enough: Sequence[Mapping[Settings, float]], best: Settings
 ) -> list[Settings]:
-    """Of settings that are good enough at each rate, and their scores, one for each, so that they
+    """Settings for each rate, of those that are good enough there with their scores, so that they
     change as seldom as can be: a change that gains nothing is still one to whoever watches.
 
     Each stretch of rates goes on for as long as any settings are good enough all along; so there

@@ -32,7 +32,7 @@ from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_REQUESTS
 
 LOCAL = "local"
 MIB = 2**20
-# What seeds of every library here may be.
+# The largest seed that every library here takes.
 MAX_SEED = 2**32 - 1
 MAX_SECONDS = 1e8
 LEAST_STEP_SCALE, MOST_STEP_SCALE = 0.1, 10.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # it is imported once somebody asks: preparing and recommendi
     import optuna
     from optuna.distributions import BaseDistribution, IntDistribution
 
-# The most a number can count against a point: what failed or has no value.
+# Values are capped at this; a point that failed, or has none, gets it.
 WORST = 10.0
 
 

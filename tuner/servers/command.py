@@ -20,7 +20,7 @@ from tuner.launch.vllm import vllm_options, words_of
 from tuner.launch.why_not import rungs_note, why_not, why_not_caps
 from tuner.spec.errors import TunerError
 
-# Meanwhile, a large model is read from disk and compiled for.
+# Long enough to read a large model from disk and to compile for it.
 DEFAULT_START_TIMEOUT_S = 900.0
 # How each system is started unless somebody says otherwise; the model and flags follow.
 COMMANDS = {

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tuner.load.urls import is_secure, key_headers
 
 TIMEOUT_S = 10.0
-# Words of ours for counters of theirs.
+# Our names for the counters of serving systems.
 COUNTERS = {
     "prompt_tokens": "vllm:prompt_tokens_total",
     "output_tokens": "vllm:generation_tokens_total",

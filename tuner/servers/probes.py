@@ -25,16 +25,16 @@ from tuner.workload.workload import Workload
 # Lengths of prompts that are asked alone, as far as the server's context has room for them.
 PROMPTS = (1, 8, 32, 128, 256, 512, 1024, 2048, 4096)
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
-# Of streams: the tokens of an answer, those of its prompt, and those of a longer prompt if the
-# context allows.
+# Streams side by side: the tokens of an answer, of its prompt, and of a longer prompt where the
+# context has room.
 STREAM_TOKENS = 24
 SHORT, LONG = 16, 1024
 LONG_STREAMS = (1, 4, 8)
-# Looked at however little time there is.
+# The least that is probed, however little time there is.
 NEEDED_PROMPT, NEEDED_STREAMS = 256, 8
 PREFILL_S = "vllm:request_prefill_time_seconds"
 
-# Sends a workload with prompts of its own, and tells the run and what /metrics counted meanwhile.
+# Sends a workload with prompts of its own; returns the run and what /metrics counted meanwhile.
 Ask = Callable[[Workload], tuple[Measurement, "Counted"]]
 
 
@@ -72,7 +72,7 @@ class Probe:
 
     @property
     def num_tokens(self) -> int:
-        """Of prompts and answers."""
+        """Tokens of prompts and answers."""
         return self.streams * (self.prompt + self.output)
 
     @property
@@ -178,7 +178,7 @@ def _gaps(timing: RequestTiming, begun_s: float, ended_s: float) -> Iterator[tup
 
 
 def warm(looks: Sequence[Look]) -> Sequence[Look]:
-    """Without the first, where there are more: what a server does for the first time it may first
+    """The looks without the first, if there are more: what a server does for the first time it may
     have to compile (a prompt of 128 tokens took vLLM on CPU twice as long then), and in service
     that is soon over."""
     return looks[1:] or looks

@@ -21,11 +21,11 @@ from engine.wire.child import inherited_environment
 from tuner.load.urls import is_secure
 
 KEEPER = Path(__file__).with_name("keeper.py")
-# SIGTERM, then so long, then SIGKILL.
+# Between SIGTERM and SIGKILL.
 GRACE_S = 15.0
 POLL_S = 0.1
 ASK_TIMEOUT_S = 5.0
-# Of the log, what goes into an error.
+# How much of the log's end goes into an error.
 TAIL_LINES = 12
 TAIL_CHARACTERS = 1500
 

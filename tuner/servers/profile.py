@@ -18,7 +18,8 @@ from policies.report import flat_metrics
 from tuner.described.profiled import node_of
 from tuner.described.server_profile import Checked, ProfiledPlan, ServerProfile
 from tuner.load.driver import run_load
-from tuner.load.http_target import HttpTarget, get_served_model
+from tuner.load.http_target import HttpTarget
+from tuner.load.served_model import get_served_model
 from tuner.load.urls import full_url, is_secure, key_headers
 from tuner.servers.command import DEFAULT_START_TIMEOUT_S, ServerCommand
 from tuner.servers.metrics import Samples, read_samples
@@ -41,12 +42,12 @@ from tuner.workload.parse import parse_workload
 from tuner.workload.prompts import unseen_seed
 from tuner.workload.workload import Workload
 
-# The share of a plan's seconds that the load that checks it is to take.
+# The share of a plan's seconds that is kept for the load that checks the profile.
 CHECK_SHARE = 0.25
 CHECK_CLIENTS = 8
 CHECK_REQUESTS = (16, 400)
 CHECKED = ("mean_ttft_ms", "mean_tpot_ms", "throughput_tokens_per_s")
-# Over what no law can be fitted without.
+# Rounds over the least probes, without which no law can be fitted.
 NEEDED_ROUNDS = 2
 TIMEOUT_S = 600.0
 DEFAULT_BLOCK = 16
@@ -157,7 +158,7 @@ class _Server:
         self.url = full_url(self.asked.url).removesuffix("/v1")
         served = get_served_model(self.url, api_key=self.asked.api_key)
         self.name = served.name
-        self.max_model_len = min(served.max_model_len or model.max_positions, model.max_positions)
+        self.max_model_len = model.context_tokens(served.max_model_len)
         _, cache = self._samples()
         blocks, size = cache.get("num_gpu_blocks", ""), cache.get("block_size", "")
         if blocks.isdecimal() and size.isdecimal():
@@ -165,7 +166,7 @@ class _Server:
 
     @property
     def release(self) -> str | None:
-        """As vLLM tells it; None: it does not."""
+        """The release as vLLM tells it; None if it does not."""
         url = f"{self.url}/version"
         try:
             answer = httpx.get(
@@ -231,7 +232,7 @@ def _looks(server: _Server, seconds: float, on_event: OnEvent) -> dict[Probe, li
 
 
 def _expected_s(probe: Probe, took_s: dict[Probe, float]) -> float:
-    """As it took before, else as the nearest one of its kind did by its tokens."""
+    """Seconds that the probe took before, else those of the nearest of its kind, by its tokens."""
     if probe in took_s:
         return took_s[probe]
     alike = [other for other in took_s if other.is_prompt == probe.is_prompt]

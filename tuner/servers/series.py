@@ -93,7 +93,7 @@ SGLANG = Series(
     },
 )
 SERIES = {System.VLLM: VLLM, System.SGLANG: SGLANG}
-# Ranks of one replica that report beside its first.
+# Labels of ranks that report beside the first of their replica.
 OTHER_RANKS = ("tp_rank", "pp_rank", "moe_ep_rank")
-# Of requests that ended by an error, vLLM's label says so.
+# The label, and its value, by which vLLM marks requests that ended by an error.
 REASON, ERROR = "finished_reason", "error"

@@ -19,7 +19,7 @@ from tuner.spec.errors import TunerError
 
 MS = 1e3
 FAILED = "failed"
-# Nobody's buckets are so many.
+# More edges of buckets than any histogram has.
 MOST_EDGES = 256
 
 
@@ -46,7 +46,7 @@ class Snapshot:
         return tuple(word for word in SERIES[system].words if word not in found)
 
     def lacks(self, system: System) -> tuple[str, ...]:
-        """Of these, the words without which no load is known."""
+        """Of the missing words, those without which no load is known."""
         return tuple(w for w in self.missing(system) if w in SERIES[system].needed)
 
     @property

@@ -11,8 +11,9 @@ from engine.spec.measurement import Fidelity, Measurement, RequestTiming
 from engine.spec.settings import Settings
 from tuner.launch.command import System
 from tuner.load.driver import run_load
-from tuner.load.http_target import HttpTarget, get_served_model
+from tuner.load.http_target import HttpTarget
 from tuner.load.live import warm_up
+from tuner.load.served_model import get_served_model
 from tuner.servers.command import DEFAULT_START_TIMEOUT_S
 from tuner.servers.metrics import between, read_samples
 from tuner.servers.process import ServerError, ServerProcess, free_port

@@ -121,7 +121,7 @@ class BeforeEnd:
             self._is_late = True
 
     def _ahead_at_s(self) -> float:
-        """At once while steps like this one are unknown."""
+        """When to look ahead: at once while steps like this one are unknown."""
         step, place = self._steps.flights[0].step, self._places[0]
         assert step is not None, "every step is scheduled"
         expected_s = self._scheduler.packer.pace.seconds(step.shape.mode, step.shape.num_tokens)

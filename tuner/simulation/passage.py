@@ -17,8 +17,8 @@ class Passage:
     """A change to another plan, step by step.
 
     ``due_s`` is when to :meth:`go_on`; besides, whenever a request has ended. Ranks that start
-    take the change's ``cost_s``; replicas that leave have ``drain_s`` to finish their requests,
-    which then go on elsewhere.
+    take the change's ``cost_s``; replicas that leave have :data:`DEFAULT_DRAIN_S` to finish
+    their requests, which then go on elsewhere.
     """
 
     def __init__(
@@ -28,14 +28,12 @@ class Passage:
         way: Transition,
         *,
         at_s: float,
-        drain_s: float = DEFAULT_DRAIN_S,
     ) -> None:
         self.due_s = at_s
         self._replicas = replicas
         self._change = change
         self._way = way
         self._at_s = at_s
-        self._drain_s = drain_s
         self._steps = list(way.steps)
         self._num_carried = 0
         self._joined_s = at_s
@@ -65,7 +63,7 @@ class Passage:
 
     def _retire(self, step: Step, now_s: float) -> None:
         self._replicas.retire(step.retire)
-        self._hand_over_s = now_s + self._drain_s
+        self._hand_over_s = now_s + DEFAULT_DRAIN_S
         self._ready_s = None
 
     def _has_finished(self, step: Step, now_s: float) -> bool:

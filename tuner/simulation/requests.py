@@ -65,7 +65,7 @@ class RequestSource:
         return Sent(number=number, sent_s=sent_s, seen_s=seen_s)
 
     def follow_up(self, ended_s: float) -> None:
-        """In a closed loop, the end of a request sends the next one once its client knows."""
+        """Send the next request of a closed loop, once the client knows of the last one's end."""
         if self._closed is None or self._next == len(self._arrivals):
             return
         now_s = ended_s + self._front_end.answer_s

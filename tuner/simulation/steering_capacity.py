@@ -36,7 +36,7 @@ LOOK_S = 5.0
 SLOW_S = 180.0
 URGENT_S = 10.0
 WINDOW_S = 30.0
-# Slots that a forecast looks ahead: the wait for the next turn, and a start.
+# Slots that a forecast looks ahead: until the next turn, plus the start of ranks.
 HORIZON_SLOTS = 5
 # The forecaster is chosen anew after this long.
 CHOOSE_EVERY_S = 900.0
@@ -54,7 +54,7 @@ class CapacityTurn:
 
 
 class CapacitySteering:
-    """Asks ``policies.capacity_loop.decide_capacity`` every ``slow_s``, and at once where a window
+    """Asks ``policies.capacity_loop.decide_capacity`` every ``SLOW_S``, and at once where a window
     misses the SLA or brings more than the entry in force carries.
 
     ``past``: the slots before the run, in requests of the table's mix.
@@ -75,7 +75,6 @@ class CapacitySteering:
         limits: CapacityLimits | None = None,
         past: LoadHistory | None = None,
         forecasters: Sequence[Forecaster] | None = None,
-        slow_s: float = SLOW_S,
     ) -> None:
         self.turns: list[CapacityTurn] = []
         self._table = table
@@ -85,7 +84,6 @@ class CapacitySteering:
         self._limits = limits or CapacityLimits(max_devices=devices)
         self._past = past
         self._forecasters = forecasters
-        self._slow_s = slow_s
         self.first_s()
 
     @property
@@ -119,9 +117,7 @@ class CapacitySteering:
             is_met = seen.load.is_sla_met
             attainment = None if seen.report is None else seen.report.attainment
         is_urgent = is_met is False or (observed_rps or 0.0) > current.low_rps
-        if not is_due(
-            self._memory, now_s, is_urgent=is_urgent, slow_s=self._slow_s, urgent_s=URGENT_S
-        ):
+        if not is_due(self._memory, now_s, is_urgent=is_urgent, slow_s=SLOW_S, urgent_s=URGENT_S):
             return Turn(change=None, next_s=next_s)
         ahead = self._forecast(now_s)
         decision = decide_capacity(
@@ -207,7 +203,7 @@ class CapacitySteering:
         return forecast(history, HORIZON_SLOTS, chosen=self._chosen)
 
     def _rate_rps(self, load: LoadWindow) -> float:
-        """Of requests of the table's mix."""
+        """The rate in requests of the table's mix."""
         inputs, outputs = load.mean_input_tokens, load.mean_output_tokens
         self._lengths = (inputs or self._lengths[0], outputs or self._lengths[1])
         return load.rate_rps * rate_of(*self._lengths, self._table.mix)

@@ -22,8 +22,8 @@ from tuner.simulation.steps import Flight, Steps, numbers_of
 MAX_BULK_STEPS = MAX_STAMPS
 # A stretch stops after this many ends of requests, so that a watcher of the run sees progress.
 MAX_ENDED = 50
-# By index of a step in a stretch: the steps taken after it, and how often the growth per step was
-# added by then.
+# For each step of a stretch: how many steps are done after it, and how often the growth per step
+# was added by then.
 _TAKEN = np.arange(1, MAX_BULK_STEPS + 1, dtype=np.float64)
 _GROWN = _TAKEN * (_TAKEN - 1) / 2
 _NO_ENDS = _TAKEN[:0]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from engine.spec.errors import EngineError
-from engine.spec.feasible import infeasible_reasons
+from engine.spec.feasible import infeasible_reasons, list_plans
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.rungs import Thresholds
@@ -87,7 +87,7 @@ def build_space(
         TunerError: no plan is feasible, with the reasons of the first ones.
     """
     feasible, pruned = [], []
-    for plan in _all_plans(least_devices, num_devices):
+    for plan in list_plans(num_devices, least_devices=least_devices):
         reasons = infeasible_reasons(plan, model)
         if not reasons:
             try:
@@ -109,16 +109,3 @@ def build_space(
         pruned=tuple(pruned),
         batched_tokens=tuple(n for n in BATCHED_TOKENS if n <= limit),
     )
-
-
-def _all_plans(least_devices: int, num_devices: int) -> list[ParallelPlan]:
-    plans = [
-        ParallelPlan(dp=dp, pp=pp, sp=sp, tp=tp, shift=shift)
-        for dp in range(1, num_devices + 1)
-        for pp in range(1, num_devices // dp + 1)
-        for sp in range(1, num_devices // (dp * pp) + 1)
-        for tp in range(1, num_devices // (dp * pp * sp) + 1)
-        if dp * pp * sp * tp >= least_devices
-        for shift in ((False, True) if sp > 1 else (False,))
-    ]
-    return sorted(plans, key=lambda plan: (plan.world_size, plan))

@@ -32,11 +32,11 @@ def check_cost_model_dir() -> None:
         ) from error
 
 
-def save_cost_model(step_model: StepModel, folder: Path | None = None) -> Path:
+def save_cost_model(step_model: StepModel) -> Path:
     """Write the model into the data folder under its id; returns the file."""
-    target = folder or cost_model_dir()
-    target.mkdir(parents=True, exist_ok=True)
-    path = target / f"{step_model.id}.json"
+    folder = cost_model_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{step_model.id}.json"
     path.write_text(json.dumps(step_model.to_json()))
     return path
 

@@ -210,9 +210,10 @@ def mape(log_errors: FloatArray) -> float:
     return float(np.abs(1.0 - np.exp(-log_errors)).mean())
 
 
-def conformal(scores: FloatArray, coverage: float = COVERAGE) -> float:
-    """The split-conformal quantile of absolute scores (finite-sample corrected)."""
-    rank = int(np.ceil((len(scores) + 1) * coverage))
+def conformal(scores: FloatArray) -> float:
+    """The split-conformal quantile of absolute scores that covers ``COVERAGE`` of them
+    (finite-sample corrected)."""
+    rank = int(np.ceil((len(scores) + 1) * COVERAGE))
     return float(np.sort(scores)[min(rank, len(scores)) - 1])
 
 

@@ -15,9 +15,9 @@ from tuner.step_model.training_rows import SERVING, Rows
 COMMUNICATION_TERMS = ("communication_s", "collectives")
 SAMPLING_TERMS = ("sampled",)
 HOST_TERMS = ("steps", "seqs")
-# Of fewer steps of other plans no host time is fitted.
+# No host time is fitted to fewer steps of other plans.
 LEAST_STEPS = 5
-# Below this a part was not there, as communication of one rank.
+# A shorter part was not there, as the communication of a single rank.
 LEAST_S = 1e-9
 
 FitCoefficients = Callable[[Rows], FloatArray]

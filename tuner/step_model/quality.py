@@ -7,7 +7,7 @@ from typing import Any
 
 from tuner.step_model.model import ErrorReport, GroupError
 
-# Machines that nobody else uses come out at 4 % to 12 % and within 10 %.
+# On otherwise idle machines errors were 4 % to 12 %, and intervals within 10 %.
 MOST_STEP_ERROR = 0.2
 MOST_PLAN_ERROR = 0.15
 

@@ -26,7 +26,7 @@ from tuner.step_model.operator_fit import FloatArray, non_negative_fit
 from tuner.step_model.terms import TERM_NAMES
 from tuner.step_model.training_rows import RowBuilder, Rows, sample_rows, usable
 
-# Fewer live steps than that tell a model's error from their own noise badly.
+# With fewer live steps, a model's error is hardly told from their noise.
 LEAST_SAMPLES = 60
 # The share of the steps, the later ones, that a refit is judged by.
 JUDGED_SHARE = 1 / 3
@@ -146,7 +146,7 @@ def _log_errors(step_model: StepModel, rows: Rows) -> FloatArray:
 
 
 def _scaled(step_model: StepModel, rows: Rows) -> StepModel:
-    """By the median ratio: hiccups are not the machine's new speed."""
+    """The model with step times scaled by the median ratio: hiccups are not a new speed."""
     ratio = float(np.exp(np.median(_log_errors(step_model, rows))))
     return replace(step_model, serving_factor=step_model.serving_factor * ratio)
 
@@ -163,7 +163,7 @@ def _with_coefficients(step_model: StepModel, rows: Rows) -> StepModel:
 
 
 def _reported(step_model: StepModel, later: Rows, samples: Sequence[StepSample]) -> StepModel:
-    """With an error report whose live groups are those of the later steps."""
+    """The model with an error report whose live groups are those of the later steps."""
     errors = _log_errors(step_model, later)
     fresh = {group.plan: group for group in group_errors(later, errors)}
     kept = [group for group in step_model.error.groups if group.plan not in fresh]

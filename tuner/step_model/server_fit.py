@@ -17,8 +17,8 @@ from tuner.step_model.server import ServerSteps
 # Rows at which the slope over rows may change. Beyond the last one products are bound by
 # arithmetic, and what bends is attention.
 KNOTS = (1, 4, 16, 64, 256)
-# A slope is drawn to the one before it, as if so large a share of what was seen said so: noise in
-# one point must not make a step of eight rows free.
+# Each slope is drawn towards the one before it, with the weight of this share of the observations:
+# noise in one point must not make a step of eight rows free.
 SMOOTHNESS = 1e-4
 NUM_OTHERS = 3
 # The last slope goes on up to here: more rows than any step has.

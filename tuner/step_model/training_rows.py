@@ -31,7 +31,7 @@ class TimedParts:
     host_s: float | None = None
 
     def without_link(self, link_s: float) -> TimedParts:
-        """Without the declared delay of an emulated link, which nobody fits."""
+        """The same without the declared delay of an emulated link, which is not fitted."""
         if self.communication_s is None:
             return self
         return replace(self, communication_s=max(0.0, self.communication_s - link_s))

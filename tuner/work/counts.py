@@ -130,7 +130,7 @@ class WorkCounter:
 
     @cached_property
     def _shapes(self) -> dict[int, LayerShapes]:
-        """Of each degree of tensor parallelism that was asked for."""
+        """Layer shapes for each degree of tensor parallelism that was asked for."""
         return {}
 
     def layer(self, mode: Mode) -> LayerShapes:

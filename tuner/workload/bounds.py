@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from tuner.spec.errors import WorkloadError
 
-# A workload that is built: its requests, the tokens of all of them, and those of one prompt or
-# answer. A million requests take about half a gigabyte.
+# Bounds of a workload in memory: its requests, the tokens of all of them, and those of one prompt
+# or answer. A million requests take about half a gigabyte.
 MAX_REQUESTS = 2_000_000
 MAX_WORKLOAD_TOKENS = 100_000_000_000
 MAX_LENGTH_TOKENS = 10_000_000

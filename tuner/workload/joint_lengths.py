@@ -13,7 +13,7 @@ from tuner.workload import traces
 from tuner.workload.rows import Wanted
 from tuner.workload.workload import IntArray
 
-# A table of rates stands for any number of requests; so many tell its lengths.
+# A table of rates stands for any number of requests; its lengths are drawn from this many.
 TABLE_REQUESTS = 100_000
 
 

@@ -111,5 +111,5 @@ def _lengths(
 
 
 def _requests(slot: LoadSlot) -> float:
-    """As many as would have come in the whole minute."""
+    """Requests that would have come in the whole minute."""
     return slot.requests * SLOT_S / slot.seen_s if slot.seen_s > 0 else 0.0

@@ -16,12 +16,12 @@ from typing import Any
 from tuner.spec.errors import TraceError
 from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_TRACE_BYTES
 
-# What a format is recognised by, and what is read of a trace that is only checked.
+# How much of a file is read to recognise its format, and of a trace that is only checked.
 HEAD_BYTES = 64 * 1024
 # A prompt of ten million tokens has 20,000 ids of blocks.
 LONGEST_LINE_BYTES = 4 * 2**20
 PIECE_BYTES = 2**20
-# Times of epochs fit, in seconds and in milliseconds.
+# Unix times fit, in seconds and in milliseconds.
 MAX_TIME = 1e14
 _COUNT = re.compile(r"\s*0*(\d{1,8})(\.0*)?\s*", re.ASCII)
 

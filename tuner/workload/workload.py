@@ -20,7 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 MINUTE_S = 60.0
-# Stretches of time that arrivals are counted in: the shortest with which there are few enough.
+# Bins that arrivals are counted in: the shortest of these that gives at most MOST_BINS.
 BINS_S = (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600)
 MOST_BINS = 240
 
@@ -240,9 +240,9 @@ def gap_cv(arrival_s: FloatArray) -> float | None:
     return float(gaps.std() / gaps.mean())
 
 
-def peak_to_mean(arrival_s: FloatArray, bin_s: float = MINUTE_S) -> float | None:
-    """Most arrivals in one bin over the mean per bin; None when all fall into one bin."""
-    counts = np.bincount(((arrival_s - arrival_s[0]) // bin_s).astype(np.int64))
+def peak_to_mean(arrival_s: FloatArray) -> float | None:
+    """Most arrivals in one minute over the mean per minute; None when all fall into one."""
+    counts = np.bincount(((arrival_s - arrival_s[0]) // MINUTE_S).astype(np.int64))
     return float(counts.max() / counts.mean()) if counts.size > 1 else None
 
 

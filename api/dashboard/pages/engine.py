@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-
 from fastapi import Request
 from nicegui import ui
 
-from api.dashboard import charts, words
+from api.dashboard import words
+from api.dashboard.engine_charts import Charts, mark
+from api.dashboard.engine_seen import Past, Seen, look
 from api.dashboard.go_back import GoBack
 from api.dashboard.layout import (
     Row,
     Text,
     card,
-    chart,
     facts,
     frame,
     missing,
     page_path,
     poll,
-    redraw,
     table,
 )
-from api.dashboard.observed import Outside, OutsideCard, OutsideReader
+from api.dashboard.observed import OutsideCard
 from api.dashboard.policy_editor import Offer, PolicyEditor
 from api.dashboard.proposal import read_policy
 from api.dashboard.replicas import Replicas, settings_in_force
 from api.dashboard.visit import Visit
-from api.documents.live_series import BIN_S, Bin, LiveSeries
+from api.documents.live_series import BIN_S, Bin
 from api.documents.reasons import ACTIONS, REJECTIONS, meaning
-from api.services import overview
 from api.services.overview import EngineOverview
-from policies.constraint import Metric
-from policies.sla import Sla
-from store import NotFoundError, UnitOfWork
+from store import NotFoundError
 from store.models import DecisionRow, PolicyVersion
-from store.models.base import utc_now
-from store.paging import PageRequest
 
 PATH, TITLE = "/engines/{engine_id}", "Engine · Gearshift"
-# What the page shows of the time before it was opened.
-BEFORE_S = 120
-PERCENTILES = ("p50", "p95", "p99")
 FACTS = (
     "Requests/s",
     "Running / waiting",
@@ -59,8 +46,6 @@ DECISIONS = (
     ("mark", "Mark"), ("at", "At"), ("did", "Controller"), ("why", "Why"), ("saw", "Saw"),
     ("not", "Not taken"),
 )  # fmt: skip
-NO_BEAT = "no heartbeat has come"
-NO_METRICS = "its metrics have not come"
 NO_DECISION = (
     "None: the controller works on engines that run a recommendation. Apply one from a tuning job."
 )
@@ -70,24 +55,11 @@ VERSIONS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What one look at the engine found."""
-
-    found: EngineOverview
-    bins: list[Bin]
-    step_ms: dict[str, list[tuple[int, float]]]
-    decisions: list[DecisionRow]
-    versions: list[PolicyVersion]
-    outside: Outside | None
-    rollout_id: str | None
-
-
 async def show(request: Request, engine_id: str) -> None:
     """The page."""
-    visit, past = Visit.of(request), _Past()
+    visit, past = Visit.of(request), Past()
     try:
-        seen = await visit.read(lambda uow: _look(uow, visit, engine_id, past))
+        seen = await visit.read(lambda uow: look(uow, visit, engine_id, past))
         policy = await visit.read(lambda uow: read_policy(uow, engine_id))
     except NotFoundError as error:
         missing(request, visit, str(error), back=("/", "fleet"))
@@ -98,7 +70,7 @@ async def show(request: Request, engine_id: str) -> None:
         if seen.outside is not None:
             with card("Observed server"):
                 outside = OutsideCard(seen.outside)
-        drawn = _Charts(seen)
+        drawn = Charts(seen)
         if seen.outside is None:
             with card("Replicas"):
                 replicas = Replicas(visit, engine_id)
@@ -113,7 +85,7 @@ async def show(request: Request, engine_id: str) -> None:
             back.show(seen.versions)
 
     async def refresh() -> None:
-        now = await visit.read(lambda uow: _look(uow, visit, engine_id, past))
+        now = await visit.read(lambda uow: look(uow, visit, engine_id, past))
         head.show(now)
         drawn.show(now)
         if outside is not None and now.outside is not None:
@@ -126,40 +98,6 @@ async def show(request: Request, engine_id: str) -> None:
         editor.note_version(now.found.engine.desired_version)
 
     poll(refresh)
-
-
-@dataclass(frozen=True)
-class _Past:
-    """What looks before this one have read."""
-
-    series: LiveSeries = field(default_factory=LiveSeries)
-    outside: OutsideReader = field(default_factory=OutsideReader)
-
-
-def _look(uow: UnitOfWork, visit: Visit, engine_id: str, past: _Past) -> Seen:
-    settings, series = visit.context.settings, past.series
-    found = overview.one(uow, engine_id, settings)
-    is_seen = uow.servers.find(engine_id) is not None
-    sla = found.engine.sla
-    since = series.since or utc_now() - timedelta(seconds=BEFORE_S)
-    beats = uow.engines.list_heartbeats(engine_id, since=since)
-    series.feed(beats, Sla.parse(sla) if sla else None)
-    page = PageRequest(limit=50)
-    return Seen(
-        found=found,
-        bins=series.bins(),
-        step_ms=series.step_ms(),
-        decisions=list(uow.decisions.list_page(page, engine_id=engine_id).items),
-        versions=list(uow.policies.list_page(engine_id, page).items),
-        outside=past.outside.read(uow, engine_id, settings) if is_seen else None,
-        rollout_id=_rollout_of(uow, engine_id),
-    )
-
-
-def _rollout_of(uow: UnitOfWork, engine_id: str) -> str | None:
-    """The rollout that is on its way there."""
-    found = uow.rollouts.find_under_way(engine_id)
-    return None if found is None else found.id
 
 
 def _offer(seen: Seen) -> Offer:
@@ -212,115 +150,11 @@ def _facts(found: EngineOverview, bins: list[Bin]) -> list[str]:
     ]
 
 
-class _Charts:
-    """Latencies, steps, KV cache and queue. Drawn again once for each bin of time."""
-
-    def __init__(self, seen: Seen) -> None:
-        with ui.element("div").classes("grid3"):
-            with card("Time to first token (TTFT)"):
-                self._ttft = chart(
-                    _latency(seen, Metric.TTFT_MS),
-                    "TTFT in ms over time",
-                )
-            with card("Time per output token (TPOT)"):
-                self._tpot = chart(
-                    _latency(seen, Metric.TPOT_MS),
-                    "TPOT in ms over time",
-                )
-            with card("Gap between tokens (ITL)"):
-                self._itl = chart(
-                    _latency(seen, Metric.ITL_MS),
-                    "ITL in ms over time",
-                )
-        with ui.element("div").classes("grid2"):
-            with card("Step time of each mode") as steps:
-                self._steps = chart(_steps(seen), "step time in ms by tokens")
-            steps.set_visibility(seen.outside is None)  # of other servers nobody sees steps
-            with card("Load"):
-                self._load = chart(_load(seen), "requests running and waiting, over time")
-            with card("KV cache in use"):
-                self._kv = chart(_kv(seen), "KV cache in use, in percent, over time")
-            with card("Requests arriving"):
-                self._rate = chart(_rate(seen), "requests arriving per second, over time")
-        self._drawn_s = time.monotonic()
-
-    def show(self, seen: Seen) -> None:
-        if time.monotonic() - self._drawn_s < BIN_S:
-            return
-        self._drawn_s = time.monotonic()
-        for drawn, options in (
-            (self._ttft, _latency(seen, Metric.TTFT_MS)),
-            (self._tpot, _latency(seen, Metric.TPOT_MS)),
-            (self._itl, _latency(seen, Metric.ITL_MS)),
-            (self._steps, _steps(seen)),
-            (self._load, _load(seen)),
-            (self._kv, _kv(seen)),
-            (self._rate, _rate(seen)),
-        ):
-            redraw(drawn, options)
-
-
-def _latency(seen: Seen, metric: Metric) -> charts.Json:
-    series = {
-        percentile: [(b.begin, b.metrics.get(f"{percentile}_{metric}")) for b in seen.bins]
-        for percentile in PERCENTILES
-    }
-    return charts.over_time("ms", series, bounds=_bounds(seen, metric), marks=_marks(seen))
-
-
-def _bounds(seen: Seen, metric: Metric) -> Mapping[str, float]:
-    if not seen.found.engine.sla:
-        return {}
-    constraints = Sla.parse(seen.found.engine.sla).constraints
-    return {f"SLA {c}": c.bound for c in constraints if c.metric is metric}
-
-
-def _marks(seen: Seen) -> list[tuple[datetime, str]]:
-    """Decisions that fall into what is drawn."""
-    begin = seen.bins[0].begin if seen.bins else utc_now()
-    return [(d.created_at, _mark(d)) for d in seen.decisions if d.created_at >= begin]
-
-
-def _steps(seen: Seen) -> charts.Json:
-    settings = settings_in_force(seen.found.engine.effective_policy)
-    if settings is None:
-        return charts.step_times(seen.step_ms, {})
-    thresholds = {str(mode): tokens for mode, tokens in settings.rung_thresholds}
-    if settings.plan.shift:
-        thresholds["shift"] = settings.threshold_tokens
-    return charts.step_times(seen.step_ms, thresholds)
-
-
-def _load(seen: Seen) -> charts.Json:
-    series = {
-        "running": [(b.begin, float(b.running)) for b in seen.bins],
-        "waiting": [(b.begin, float(b.waiting)) for b in seen.bins],
-    }
-    return charts.over_time("requests", series, marks=_marks(seen), none=_nothing(seen))
-
-
-def _kv(seen: Seen) -> charts.Json:
-    points = [(b.begin, b.kv_usage and b.kv_usage * 100) for b in seen.bins]
-    none = "its page does not tell" if seen.bins else _nothing(seen)
-    return charts.over_time("% of blocks", {"KV cache": points}, most=100, none=none)
-
-
-def _rate(seen: Seen) -> charts.Json:
-    points = [(b.begin, b.rate_rps) for b in seen.bins]
-    series = {"arriving": points}
-    return charts.over_time("requests/s", series, marks=_marks(seen), none=_nothing(seen))
-
-
-def _nothing(seen: Seen) -> str:
-    """Why there is nothing to draw: engines of ours report, observed servers are looked at."""
-    return NO_BEAT if seen.outside is None else NO_METRICS
-
-
 def _decisions(seen: Seen) -> list[Row]:
     return [
         {
             "key": row.id,
-            "mark": _mark(row),
+            "mark": mark(row),
             "at": words.at(row.created_at),
             "did": _did(row),
             "why": meaning(row.reason),
@@ -329,11 +163,6 @@ def _decisions(seen: Seen) -> list[Row]:
         }
         for row in seen.decisions
     ]
-
-
-def _mark(row: DecisionRow) -> str:
-    """What stands beside a decision's line in the charts, and in the table."""
-    return f"#{row.id}"
 
 
 def _did(row: DecisionRow) -> str:

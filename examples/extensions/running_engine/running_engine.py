@@ -10,7 +10,8 @@ from engine.spec.errors import EngineError
 from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.settings import Settings
 from tuner.load.driver import run_load
-from tuner.load.http_target import HttpTarget, get_served_model
+from tuner.load.http_target import HttpTarget
+from tuner.load.served_model import get_served_model
 from tuner.load.tuning_target import TargetAsked
 from tuner.workload.workload import Workload
 

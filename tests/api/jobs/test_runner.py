@@ -207,13 +207,6 @@ def test_an_input_that_cannot_be_used_fails_the_job_with_its_message(
     assert _state(database, job_id) == (JobState.FAILED, "the trace has no rows")
 
 
-def _hold_all(database: Database, settings: ServiceSettings) -> None:
-    with database.begin() as uow:
-        assert uow.devices.try_lease(
-            host=settings.node, devices=range(4), holder="engine:eng_1", expires_at=None
-        )
-
-
 def test_a_finished_job_is_left_as_it_is(
     runner: JobRunner, database: Database, tmp_path: Path
 ) -> None:

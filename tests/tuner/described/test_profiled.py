@@ -16,8 +16,8 @@ from policies.sla import Sla
 from tuner.described.profiled import profiled_node
 from tuner.described.server_profile import Checked, ProfiledPlan, ServerProfile
 from tuner.hardware import Precision
-from tuner.planner.again import plan_again
 from tuner.planner.planner import make_plan
+from tuner.planner.replan import replanner
 from tuner.planner.ways_out import find_ways_out
 from tuner.servers.probes import chunk_shapes
 from tuner.spec.errors import TunerError
@@ -109,7 +109,7 @@ def test_planning_names_the_replicas_that_would_carry_a_load(path: Path) -> None
     load = parse_workload("poisson:rate=90,input=64,output=8,requests=200", seed=0)
     report = make_plan(profiled_node(path, MODEL), load, Sla.parse("p95_ttft_ms<=300"), jobs=1)
     assert report.selection.best is None
-    with plan_again(report, jobs=1) as again:
+    with replanner(report, jobs=1) as again:
         ways = find_ways_out(report, again)
     assert ways.num_devices is not None
     assert ways.devices_settings is not None

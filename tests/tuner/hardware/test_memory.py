@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.spec.activations import activation_bytes
+from engine.spec.feasible import infeasible_reasons, list_plans
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.settings import Caps
@@ -12,11 +13,8 @@ from tests.tuner.worlds import LLAMA_70B
 from tuner.hardware import (
     Precision,
     estimate_memory,
-    list_memory,
-    num_device_kv_blocks,
     parse_hardware,
 )
-from tuner.spec.errors import TunerError
 from tuner.work.models import load_model
 
 H200 = parse_hardware("h200").device
@@ -30,17 +28,17 @@ def test_a_70b_model_in_bf16_does_not_fit_one_device_and_the_numbers_say_so() ->
     assert estimate.reason is not None
     assert "141 GB of weights" in estimate.reason
     assert estimate.reason.endswith("use more tensor or pipeline ranks or a narrower number format")
-    with pytest.raises(TunerError, match="usable"):
-        num_device_kv_blocks(H200, LLAMA_70B, ParallelPlan(), DType.BFLOAT16, 16, caps=CAPS)
+    assert "usable" in estimate.reason
 
 
 def test_tensor_shards_make_room_for_kv() -> None:
-    blocks = [
-        num_device_kv_blocks(H200, LLAMA_70B, ParallelPlan(tp=tp), DType.BFLOAT16, 16, caps=CAPS)
-        for tp in (2, 4, 8)
+    plans = [ParallelPlan(tp=tp) for tp in (2, 4, 8)]
+    tokens = [
+        estimate_memory(H200, LLAMA_70B, plan, DType.BFLOAT16, caps=CAPS).kv_tokens
+        for plan in plans
     ]
-    assert blocks == sorted(blocks)
-    assert blocks[-1] * 16 > 2_000_000
+    assert tokens == sorted(tokens)
+    assert tokens[-1] > 2_000_000
 
 
 def test_fp8_halves_the_layers_and_leaves_embedding_head_activations_and_kv() -> None:
@@ -69,8 +67,11 @@ def test_int4_counts_scales_and_zero_points_and_leaves_both_ends_in_two_bytes(mo
 
 
 def test_every_plan_of_a_node_says_how_many_kv_tokens_it_holds_or_why_none() -> None:
-    estimates = list_memory(parse_hardware("8xh200"), LLAMA_70B, Precision.BF16, caps=CAPS)
-    by_plan = {str(e.plan): e for e in estimates}
+    by_plan = {
+        str(plan): estimate_memory(H200, LLAMA_70B, plan, Precision.BF16, caps=CAPS)
+        for plan in list_plans(8)
+        if not infeasible_reasons(plan, LLAMA_70B)
+    }
     assert by_plan["tp=1"].reason is not None
     assert by_plan["tp=8"].reason is None
     # Stages share the weights as tensor shards do, and each keeps only its layers' KV.

@@ -24,7 +24,8 @@ from tests.api.servers import serve
 from tests.contracts.load_target import Call, LoadTargetContract
 from tests.tuner.engines import ConstantTimer
 from tuner.load.driver import run_load
-from tuner.load.http_target import HttpTarget, find_settings, get_served_model
+from tuner.load.http_target import HttpTarget
+from tuner.load.served_model import find_settings, get_served_model
 from tuner.spec.errors import LoadError
 from tuner.workload.parse import parse_workload
 

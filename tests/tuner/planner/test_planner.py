@@ -25,14 +25,13 @@ from tuner.planner.bounds import (
 )
 from tuner.planner.document import choices, plan_json
 from tuner.planner.explore import (
-    MAX_CAPS,
     JudgedOn,
     busiest,
     explore,
-    memory_reason,
-    plan_settings,
 )
-from tuner.planner.planner import PlanReport, Why, make_plan
+from tuner.planner.failures import Why
+from tuner.planner.fitting import MAX_CAPS, memory_reason, plan_settings
+from tuner.planner.planner import PlanReport, make_plan
 from tuner.planner.question import Question
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload

@@ -11,9 +11,9 @@ import pytest
 from policies.sla import Sla
 from tuner.capacity.search import TIGHTER
 from tuner.described.parse import describe_node
-from tuner.planner.again import plan_again
 from tuner.planner.document import plan_json
 from tuner.planner.planner import PlanReport, make_plan
+from tuner.planner.replan import replanner
 from tuner.planner.ways_out import WaysOut, find_ways_out, with_bound
 from tuner.workload.parse import parse_workload
 from tuner.workload.stretch import stretch
@@ -35,8 +35,8 @@ def report() -> PlanReport:
 
 @pytest.fixture(scope="module")
 def ways(report: PlanReport) -> Iterator[WaysOut]:
-    with plan_again(report, jobs=1) as again:
-        yield find_ways_out(report, again)
+    with replanner(report, jobs=1) as replan:
+        yield find_ways_out(report, replan)
 
 
 def test_the_load_and_the_devices_named_hold_and_a_twentieth_tighter_ones_do_not(
@@ -46,18 +46,18 @@ def test_the_load_and_the_devices_named_hold_and_a_twentieth_tighter_ones_do_not
     assert ways.is_overload
     assert ways.load_factor is not None
     assert ways.num_devices is not None
-    with plan_again(report, jobs=1) as again:
-        assert again(stretch(load, ways.load_factor), SLA, 1).selection.best is not None
-        assert again(stretch(load, TIGHTER * ways.load_factor), SLA, 1).selection.best is None
-        assert again(load, SLA, ways.num_devices).selection.best is not None
-        assert again(load, SLA, ways.num_devices - 1).selection.best is None
+    with replanner(report, jobs=1) as replan:
+        assert replan(stretch(load, ways.load_factor), SLA, 1).selection.best is not None
+        assert replan(stretch(load, TIGHTER * ways.load_factor), SLA, 1).selection.best is None
+        assert replan(load, SLA, ways.num_devices).selection.best is not None
+        assert replan(load, SLA, ways.num_devices - 1).selection.best is None
 
 
 def test_a_relaxation_named_holds_when_applied_and_the_others_say_why_not(
     report: PlanReport, ways: WaysOut
 ) -> None:
     assert [way.constraint for way in ways.relaxations] == list(SLA.per_run)
-    with plan_again(report, jobs=1) as again:
+    with replanner(report, jobs=1) as replan:
         for way in ways.relaxations:
             if way.relaxed is None:
                 assert "none" in str(way.reason)
@@ -65,9 +65,9 @@ def test_a_relaxation_named_holds_when_applied_and_the_others_say_why_not(
             bound = way.relaxed.bound
             load = report.question.workload
             relaxed = with_bound(SLA, way.constraint, bound)
-            assert again(load, relaxed, 1).selection.best is not None
+            assert replan(load, relaxed, 1).selection.best is not None
             tighter = with_bound(SLA, way.constraint, bound / TIGHTER)
-            assert again(load, tighter, 1).selection.best is None
+            assert replan(load, tighter, 1).selection.best is None
 
 
 def test_the_document_says_it_in_words(report: PlanReport, ways: WaysOut) -> None:

@@ -15,6 +15,7 @@ import torch
 from engine.executors.ranks import RankProcesses
 from engine.models.create import create_model
 from engine.models.loader import Checkpoint
+from engine.spec.config import EngineConfig
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import parse_plan
 from engine.spec.processor import num_cores
@@ -25,7 +26,8 @@ from tuner.profiling.operators import measuring_ranks, profile_operators
 from tuner.profiling.pieces import cut_model
 from tuner.profiling.profile import Profile
 from tuner.profiling.run import ProfileSpec, run_profile
-from tuner.search.tune import TuningSpec, tune
+from tuner.search.spec import TuningSpec
+from tuner.search.tune import tune
 from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.cancel import Cancellation
 from tuner.spec.errors import CancelledError, TunerError
@@ -141,9 +143,7 @@ def test_operators_of_a_quantised_checkpoint_are_timed(
     quantise_checkpoint(tiny, tmp_path / "quantised", tmp_path / "plain", kind)
     report = profile_operators(
         measuring_rank,
-        model_dir=tmp_path / "quantised",
-        dtype=DType.BFLOAT16,
-        device="cpu",
+        EngineConfig(model_dir=tmp_path / "quantised", dtype=DType.BFLOAT16),
         num_ranks=1,
         degrees=[1],
         max_tokens=16,

@@ -17,10 +17,11 @@ from tuner.capacity.live import LiveCapacity
 from tuner.capacity.probe import Probe
 from tuner.capacity.search import Capacity
 from tuner.search.capacity import find_capacity_table
-from tuner.search.carried_live import Driven, as_cut, as_driven
 from tuner.search.context import TuningContext
+from tuner.search.live_capacity import Driven, as_cut, as_driven
+from tuner.search.prepare import prepare
 from tuner.search.spec import TuningSpec
-from tuner.search.tune import prepare, tune
+from tuner.search.tune import tune
 from tuner.spec.errors import TunerError
 
 SPEC = TuningSpec(

@@ -17,9 +17,11 @@ from tuner.hardware import list_devices
 from tuner.hardware.device import load_device
 from tuner.search.context import TuningContext, TuningEvent
 from tuner.search.groundwork import new_groundwork
+from tuner.search.prepare import prepare
+from tuner.search.recommend import recommend
 from tuner.search.spec import TuningSpec
+from tuner.search.trial_run import run_trial
 from tuner.search.trials import TrialRecord
-from tuner.search.tune import prepare, recommend, run_trial
 from tuner.spec.digest import digest
 from tuner.spec.errors import CancelledError
 

@@ -12,8 +12,10 @@ import pytest
 from engine.models.create import create_model
 from tuner.load.live import LiveEngine
 from tuner.search.context import TuningContext, TuningEvent
+from tuner.search.prepare import prepare
+from tuner.search.recommend import recommend
 from tuner.search.spec import TuningSpec
-from tuner.search.tune import prepare, recommend, search
+from tuner.search.tune import search
 
 pytestmark = pytest.mark.slow
 

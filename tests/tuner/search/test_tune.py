@@ -15,9 +15,12 @@ from engine.spec.settings import Caps, Settings
 from policies.errors import PolicyInputError
 from policies.schedule import Schedule
 from tuner.search.feasibility import engine_config
+from tuner.search.prepare import prepare
 from tuner.search.served import server_command
+from tuner.search.spec import TuningSpec
+from tuner.search.trial_run import run_trial
 from tuner.search.trials import TrialRecord, TrialState
-from tuner.search.tune import TuningSpec, prepare, run_trial, tune
+from tuner.search.tune import tune
 from tuner.spec.errors import TunerError
 
 WORKLOAD = "gamma:rate=6,cv=2,input=1024,output=64,requests=24"

@@ -1,4 +1,4 @@
-"""Looks at single settings: whether they are dependable under a load, as quickly as possible."""
+"""Whether single settings are dependable under a load, found as quickly as possible."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tuner.planner.certainty import with_runs
 from tuner.planner.explore import late_watch
 from tuner.planner.pool import Workers
 from tuner.planner.question import Question
-from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
+from tuner.simulation.simulate import OnProgress, no_progress
 from tuner.workload.workload import Workload
 
 
 def dependable_as_planned(question: Question, settings: Settings) -> OperatingPoint | None:
-    """The point of the settings if planning ``question`` would call them dependable, by all the
-    draws that it asks for; else None. A run ends as soon as its miss is certain."""
+    """The point of the settings if planning ``question``, with all of its draws, would call them
+    dependable; else None. A run ends as soon as its miss is certain."""
     load, sla, plan = question.workload, question.sla, settings.plan
     if _is_backlogged(question.node, plan, load, sla):
         return None
@@ -43,19 +43,6 @@ def dependable_as_planned(question: Question, settings: Settings) -> OperatingPo
 
 def _is_backlogged(node: Node, plan: ParallelPlan, load: Workload, sla: Sla) -> bool:
     return backlog_reason(node.timer(plan), plan, load, sla, node.computed_tokens(load)) is not None
-
-
-def asked_of(node: Node, settings: Settings, workload: Workload, sla: Sla, *, seed: int) -> Asked:
-    """The question how ``settings`` stand on the node."""
-
-    def run_on(load: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
-        return node.simulate(
-            settings, load, seed=seed, step_scale=step_scale, on_progress=on_progress
-        )
-
-    return Asked(
-        settings=settings, run_on=run_on, workload=workload, sla=sla, interval=node.interval
-    )
 
 
 def dependable_under(asked: Asked, node: Node, load: Workload) -> OperatingPoint | None:

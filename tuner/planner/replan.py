@@ -1,4 +1,4 @@
-"""Planning a question once more under another load, SLA or number of devices."""
+"""Plans a question again under another load, SLA or number of devices."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tuner.described.node import Node
 from tuner.planner.planner import PlanReport, plan_question
 from tuner.planner.pool import Jobs, Workers
 from tuner.planner.question import Question
-from tuner.planner.seen import Seen
+from tuner.planner.run_cache import RunCache
 from tuner.workload.workload import Workload
 
 # Questions are mostly about up to this many devices.
 MOST_DEVICES = 32
 
 
-class PlanAgain:
-    """Plans once more as ``report`` was planned; remembers what it has simulated. The best is what
-    takes the fewest devices, whatever counted as best in ``report``."""
+class Replanner:
+    """Plans as ``report`` was planned, and keeps what it has simulated. The best is what takes the
+    fewest devices, whatever counted as best in ``report``."""
 
     def __init__(self, report: PlanReport, workers: Workers) -> None:
         self._question = report.question
@@ -30,10 +30,10 @@ class PlanAgain:
         self._workers = workers
         self._node = _wider(report.question.node, MOST_DEVICES)
         # No run depends on how many devices are left idle.
-        self._seen = {report.question.workload: report.question.seen}
+        self._caches = {report.question.workload: report.question.cache}
 
     def question(self, workload: Workload, sla: Sla) -> Question:
-        """What is asked of each plan there, with what is known of that load."""
+        """What is asked of each plan under this load and SLA, with the runs already made."""
         return Question(
             node=self._node,
             workload=workload,
@@ -41,7 +41,7 @@ class PlanAgain:
             seed=self._question.seed,
             objective=self._goal.objective,
             only_decides=True,
-            seen=self._seen.setdefault(workload, Seen()),
+            cache=self._caches.setdefault(workload, RunCache()),
         )
 
     def __call__(
@@ -52,7 +52,7 @@ class PlanAgain:
         *,
         wanted: Callable[[ParallelPlan], bool] = lambda _: True,
     ) -> PlanReport:
-        """Planning under a workload and an SLA, on up to so many devices, of ``wanted`` plans.
+        """Judge the ``wanted`` plans on up to ``devices`` devices under a workload and an SLA.
 
         Raises:
             TunerError: none of them can run the model there.
@@ -70,12 +70,12 @@ class PlanAgain:
 
 
 @contextmanager
-def plan_again(report: PlanReport, *, jobs: Jobs = None) -> Iterator[PlanAgain]:
-    """Plans the way ``report`` was planned, but under another workload or SLA, or on another number
-    of the same devices (even more than the node has). Use ``with``: it holds processes.
+def replanner(report: PlanReport, *, jobs: Jobs = None) -> Iterator[Replanner]:
+    """What plans as ``report`` was planned, but under another workload or SLA, or on another
+    number of the same devices (even more than the node has). Use ``with``: it holds processes.
     """
     with Workers(jobs) as workers:
-        yield PlanAgain(report, workers)
+        yield Replanner(report, workers)
 
 
 def _wider(node: Node, devices: int) -> Node:

@@ -13,11 +13,11 @@ from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CarriedRate
-from tuner.search.carried_live import MOST_DRIVEN, Driver
 from tuner.search.context import TuningContext
-from tuner.search.purse import Purse
+from tuner.search.live_capacity import MOST_DRIVEN, Driver
+from tuner.search.prepare import prepare
+from tuner.search.remaining_budget import RemainingBudget
 from tuner.search.spec import TuningSpec
-from tuner.search.tune import prepare
 
 pytestmark = pytest.mark.slow
 
@@ -47,8 +47,8 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TuningContext]
 
 def driver(context: TuningContext, budget: str | None = None) -> Driver:
     context.spec = replace(context.spec, budget=budget)
-    purse = Purse(context=context, trials=[], is_final=True)
-    return Driver(context=context, purse=purse, is_cancelled=lambda: False)
+    left = RemainingBudget(context=context, trials=[], is_final=True)
+    return Driver(context=context, budget=left, is_cancelled=lambda: False)
 
 
 def test_an_engine_is_served_and_driven_and_its_device_time_is_told(context: TuningContext) -> None:

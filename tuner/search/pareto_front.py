@@ -1,4 +1,4 @@
-"""The trade of goodput per device against latency: its front, and how it grew with each trial."""
+"""The Pareto front of goodput per device against latency, and how it grew with each trial."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuner.search.trials import TrialRecord
 REFERENCE = (0.0, 1.0)
 
 
-def trade_json(trials: Sequence[TrialRecord], sla: Sla) -> dict[str, Any]:
+def pareto_json(trials: Sequence[TrialRecord], sla: Sla) -> dict[str, Any]:
     """The front of all trials, best goodput first, and the hypervolume after each trial.
 
     The hypervolume is the area that the front covers: requests/s per device within the SLA, times

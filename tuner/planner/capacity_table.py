@@ -32,8 +32,8 @@ from tuner.capacity.table import (
 )
 from tuner.described.energy import energy_of
 from tuner.described.node import Node
-from tuner.planner.explore import fitting_settings
-from tuner.planner.looks import asked_of, dependable_under
+from tuner.planner.dependable import dependable_under
+from tuner.planner.fitting import fitting_settings
 from tuner.planner.planner import OnPlanning, PlanReport, split_plans
 from tuner.planner.pool import Jobs, Workers
 from tuner.planner.question import Question
@@ -142,7 +142,7 @@ def _passes_of(question: Question, node: Node) -> Callable[[Settings, float], bo
 
 
 def _asked(question: Question, node: Node, settings: Settings) -> Asked:
-    return asked_of(node, settings, question.workload, question.sla, seed=question.seed)
+    return Asked.of_node(node, settings, question.workload, question.sla, seed=question.seed)
 
 
 def _joules(asked: Asked, node: Node, factor: float) -> float | None:

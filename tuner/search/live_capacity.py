@@ -26,18 +26,18 @@ from tuner.load.tuning_target import TuningTarget
 from tuner.search.context import TuningContext
 from tuner.search.costs import Level, Meter
 from tuner.search.evidence import measured_estimates
-from tuner.search.purse import FIRST_SERVER_START_S, Purse
+from tuner.search.remaining_budget import FIRST_SERVER_START_S, RemainingBudget
 from tuner.servers.own import OwnCommand
 from tuner.spec.errors import TunerError
 from tuner.workload.workload import Workload
 
-# So many plans are driven; what else is in the table is corrected by what they showed.
+# The most plans that are driven; the other entries of the table are corrected by what they showed.
 MOST_DRIVEN = 6
 MOST_PROBES = 12
-# Rates go up or down by this from what simulation says.
+# The factor between one rate and the next, up or down from what simulation says.
 STRIDE = 1.25
-# Probes must be possible down to this share of what is expected, if need be over this many times
-# the seconds.
+# Probes must be possible down to this share of the expected rate, if need be by lasting this many
+# times as long.
 LEAST_SHARE = 0.6
 MOST_LONGER = 2.0
 # Draws have seeds of their own, far from those of the warm-ups between them.
@@ -58,7 +58,7 @@ class Driver:
     """Drives entries of one job's table. ``notes`` say what was not driven, and why."""
 
     context: TuningContext
-    purse: Purse
+    budget: RemainingBudget
     is_cancelled: Callable[[], bool]
     notes: list[str] = field(default_factory=list)
     _num_driven: int = 0
@@ -81,7 +81,7 @@ class Driver:
             except (EngineError, TunerError) as error:
                 self._note(settings, str(error))
         for cost in meter.taken():
-            self.purse.pay(cost, settings)
+            self.budget.pay(cost, settings)
         if found is None or self.is_cancelled():
             return None
         if not found.found.probes:
@@ -92,7 +92,7 @@ class Driver:
     def _why_not(self, settings: Settings, seconds: float) -> str | None:
         if self._num_driven == MOST_DRIVEN:
             return f"{MOST_DRIVEN} plans were driven already"
-        return self.purse.why_not(settings.plan.world_size * (seconds + FIRST_SERVER_START_S))
+        return self.budget.why_not(settings.plan.world_size * (seconds + FIRST_SERVER_START_S))
 
     @property
     def _seconds(self) -> float:

@@ -1,4 +1,4 @@
-"""Runs that were simulated before: another SLA on the same load only judges them anew.
+"""Simulated runs, kept: another SLA on the same load only judges them again.
 
 A question that is asked again with another bound needs the same runs, and so do settings whose
 caps never bind: a run in which no step was full would have gone the same way with any caps that are
@@ -32,7 +32,7 @@ LINGERING = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class RunFacts:
     """What a whole run says under any SLA, or only under ``sla`` if that is set.
 
     ``own_ms`` are TTFT, TPOT and E2E of each request, f8[requests], NaN where it has none.
@@ -48,8 +48,8 @@ class Facts:
     sla: Sla | None = None
 
     @classmethod
-    def of(cls, result: SimulationResult, sla: Sla) -> Facts:
-        """Of a run that ``sla`` was asked of."""
+    def of(cls, result: SimulationResult, sla: Sla) -> RunFacts:
+        """The facts of a run that was made for ``sla``."""
         measurement = result.measurement
         timings = measurement.timings
         own_ms = {
@@ -129,11 +129,11 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeenRun:
-    """What a run told while it went on, and its facts; None: it was stopped on the way."""
+class CachedRun:
+    """What a run reported on its way, and its facts; None: it was stopped before its end."""
 
     calls: tuple[tuple[float, int, int], ...]
-    facts: Facts | None
+    facts: RunFacts | None
 
     def replay(self, on_progress: OnProgress) -> None:
         """Tell what the run told; raises where ``on_progress`` does."""
@@ -151,22 +151,22 @@ class RunKey:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The runs of one load on one kind of node under one seed, and the load's draws. ``alone`` is
-    what single requests say of a plan, for the constraints with these keys."""
+class RunCache:
+    """The runs of one load on one kind of node under one seed, and the load's draws. ``alone`` has
+    the metrics of single requests under a plan, for the constraints with these keys."""
 
-    runs: dict[ParallelPlan, dict[RunKey, dict[Settings, SeenRun]]] = field(default_factory=dict)
+    runs: dict[ParallelPlan, dict[RunKey, dict[Settings, CachedRun]]] = field(default_factory=dict)
     alone: dict[tuple[ParallelPlan, tuple[str, ...]], dict[str, float]] = field(
         default_factory=dict
     )
     draws: dict[int, Workload] = field(default_factory=dict)
 
-    def of(self, plan: ParallelPlan) -> Seen:
-        """Those of one plan; what it learns, this learns too."""
+    def of(self, plan: ParallelPlan) -> RunCache:
+        """A view of one plan's runs: runs added there are added here, too."""
         alone = {key: found for key, found in self.alone.items() if key[0] == plan}
-        return Seen({plan: self.runs.setdefault(plan, {})}, alone)
+        return RunCache({plan: self.runs.setdefault(plan, {})}, alone)
 
-    def find(self, settings: Settings, key: RunKey, node: Node, load: Workload) -> SeenRun | None:
+    def find(self, settings: Settings, key: RunKey, node: Node, load: Workload) -> CachedRun | None:
         """The run of ``settings``, or one that went the same way."""
         runs = self.runs.get(settings.plan, {}).get(key, {})
         own = runs.get(settings)
@@ -183,17 +183,17 @@ class Seen:
                     return run
         return own
 
-    def learn(self, settings: Settings, key: RunKey, run: SeenRun) -> None:
+    def add(self, settings: Settings, key: RunKey, run: CachedRun) -> None:
         """Keep a run."""
         self.runs.setdefault(settings.plan, {}).setdefault(key, {})[settings] = run
 
-    def learn_all(self, other: Seen) -> None:
-        """Keep what another process has seen."""
+    def add_all(self, other: RunCache) -> None:
+        """Keep the runs of another process."""
         self.alone.update(other.alone)
         for by_key in other.runs.values():
             for key, runs in by_key.items():
                 for settings, run in list(runs.items()):
-                    self.learn(settings, key, run)
+                    self.add(settings, key, run)
 
 
 def _values(found: Iterable[float | None]) -> FloatArray:

@@ -18,15 +18,15 @@ from tuner.search.live_run import load_s
 from tuner.search.trials import TrialRecord
 from tuner.workload.workload import Workload
 
-# What starting and warming up is expected to take before the first one: ranks here, a server.
+# What the first start and warm-up are expected to take: of ranks here, of a server.
 FIRST_START_S = 2.0
 FIRST_SERVER_START_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Purse:
-    """The budget of a job after some trials. ``is_final``: the share that is kept for measuring the
-    best again may be used, too."""
+class RemainingBudget:
+    """The device time that is left to a job after ``trials``. ``is_final``: the share that is kept
+    for measuring the best again may be used, too."""
 
     context: TuningContext
     trials: Sequence[TrialRecord]
@@ -34,7 +34,7 @@ class Purse:
 
     @property
     def costs(self) -> tuple[Cost, ...]:
-        """Everything that was taken so far, in order."""
+        """Everything that was spent so far, in order."""
         of_trials = (cost for trial in self.trials for cost in trial.costs)
         return (*of_trials, *self.context.final_costs, *self.context.meter.costs)
 
@@ -56,7 +56,7 @@ class Purse:
         return None if self.left_s is None else self.left_s / settings.plan.world_size
 
     def why_not(self, needed_s: float) -> str | None:
-        """Why runs that need this many device seconds are not started; None if they fit."""
+        """Why runs that need ``needed_s`` device seconds are not started; None if they fit."""
         return None if self.left_s is None else why_not_in_budget(self.left_s, needed_s)
 
     def why_not_run(self, settings: Settings, workload: Workload) -> str | None:

@@ -66,17 +66,16 @@ class LogprobWriter:
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         first = WordedPosition(chosen=self._words.token(first_id, None), top=(), text_offset=0)
-        worded = [first]
+        worded, end = [first], 0
         for position in positions:
-            last, end = worded[-1], worded[-1].text_offset
-            if text.startswith(last.chosen.text, end) or not self._words.is_special(
-                last.chosen.token_id
-            ):
-                shown = decoder.decode(last.chosen.utf8)
+            last = worded[-1].chosen
+            if text.startswith(last.text, end) or not self._words.is_special(last.token_id):
+                shown = decoder.decode(last.utf8)
                 # Some vocabularies write a space before a text's first word.
                 is_added = shown.startswith(" ") and not text.startswith(" ", end)
                 end = min(end + len(shown) - is_added, len(text))
-            worded.append(self._position(position, end))
+            broken = _num_broken(decoder, self._words.token(position.token_id, None).utf8)
+            worded.append(self._position(position, min(end + broken, len(text))))
         self._offset = len(text)
         return worded
 

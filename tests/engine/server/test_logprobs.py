@@ -47,6 +47,11 @@ def test_offsets_count_what_is_shown_for_a_character_that_breaks_off(
     for token_id, token, offset in zip(ids, found["tokens"], found["text_offset"], strict=True):
         if not token.startswith("bytes:") and not tokenizer.is_special(token_id):
             assert shown[offset : offset + len(token)] == token
+    if ids:
+        told = writer.word_prompt(shown, ids[0], _positions(ids[1:]))
+        for position, offset in zip(told, found["text_offset"], strict=True):
+            if not tokenizer.is_special(position.chosen.token_id):
+                assert position.text_offset == offset
 
 
 def test_a_part_of_a_character_is_shown_as_its_bytes(tiny_dir: Path) -> None:

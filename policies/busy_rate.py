@@ -64,15 +64,20 @@ def watch_busy(
     ``is_felt`` as they are at its end, and requests as long as ``request_size`` of the table's.
 
     What ends and what then runs more have begun. That counts where a queue was felt before and
-    after: nearly all of the time between no row that could be had stood empty.
+    after: nearly all of the time between no row that could be had stood empty. With a queue at one
+    end only it is the least that can begin, and counts if it is more than was known: a door that
+    shuts at a gust would learn nothing else.
     """
     before = memory if memory.plan == plan else BusyRate(plan=plan)
     after = replace(before, running=running, is_felt=is_felt, read_s=now_s)
-    if not (before.is_felt and is_felt) or before.read_s is None:
+    if not (before.is_felt or is_felt) or before.read_s is None:
         return after
     if now_s - before.read_s > MOST_GAP * seconds:
         return after
     begun = max(ended + running - before.running, 0.0) * request_size
+    is_all = before.is_felt and is_felt
+    if not is_all and begun * before.seconds <= before.begun * seconds and before.seconds:
+        return after
     kept = math.exp(-seconds / BUSY_S)
     return replace(
         after, begun=kept * before.begun + begun, seconds=kept * before.seconds + seconds

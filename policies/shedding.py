@@ -130,11 +130,11 @@ class Overload:
 
     @property
     def has_better(self) -> bool:
-        """Whether more requests would meet the SLA if those above what is carried were turned
+        """Whether more requests would meet the SLA if those above what would be let in were turned
         away. Where nothing is known yet and nobody waits for long there is no reason."""
         if self.met_rps is None and self.is_queue_long is False:
             return False
-        is_well = self.met_rps is not None and self.met_rps >= MET_OF_CARRIED * self.carried_rps
+        is_well = self.met_rps is not None and self.met_rps >= MET_OF_CARRIED * self.least_rps(None)
         return self.is_over and (self.is_flooded or not is_well)
 
     @property

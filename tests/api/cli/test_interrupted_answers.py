@@ -21,6 +21,14 @@ SLA = ("--sla", "p95_ttft_ms<=300,p95_tpot_ms<=30")
 PLAN = ("plan", *NODE, *LOAD, *SLA, "--jobs", 1)
 
 
+@pytest.fixture(autouse=True)
+def _hears_ctrl_c() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, tests as well."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def pressed(monkeypatch: pytest.MonkeyPatch, module: Any, when: Callable[..., bool]) -> None:
     """Ctrl-C is pressed when the command's progress is ``when``."""
 

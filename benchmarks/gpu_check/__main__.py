@@ -49,6 +49,7 @@ def main() -> None:
         if has_gpu:
             made |= _gpu_sections(Path(folder), model)
         sections = [environment_section(has_gpu=has_gpu)]
+        print(sections[0], flush=True)
         started_s = time.monotonic()
         for name in SECTIONS:
             if name in asked.only and name in made:

@@ -158,10 +158,11 @@ def counted_section(model: ModelConfig) -> str:
     rows = "\n".join(lines)
     return f"""## Counted, on any machine
 
-Launches of a layer in a decode step: {sum(found["per_layer"].values())} ({per_layer}); of a step
-of {found["num_layers"]} layers {found["per_step"]}, which are one launch in a CUDA graph, and
-{found["tail"]} of final norm and head. No operation of them has a tensor of the host, waits for the
-device or has a shape that depends on data.
+Launches of a layer in a decode step: {sum(found["per_layer"].values())}
+({per_layer}).
+Of a step of {found["num_layers"]} layers {found["per_step"]}, which are one launch in a CUDA graph,
+and {found["tail"]} of final norm and head. No operation of them has a tensor of the host, waits for
+the device or has a shape that depends on data.
 
 | decode step | a layer must read | its launches move | over what it must |
 |---|---:|---:|---:|

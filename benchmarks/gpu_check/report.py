@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 TEST_PROCESSES = 6
+COMMAND_S = 90.0
 
 
 def environment_section(*, has_gpu: bool) -> str:
@@ -124,13 +125,21 @@ def test_section() -> str:
 
 def command_section(title: str, module: str, *words: str) -> str:
     """What another benchmark prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True
-    )
+    head = f"## {title}: `python3 -m {' '.join((module, *words))}`\n\n"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{head}Not done within {COMMAND_S:.0f} s."
     lines = [line for line in done.stdout.splitlines() if not line.startswith("# ")]
     if done.returncode:
         lines += ["", f"Failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}"]
-    return f"## {title}: `python3 -m {' '.join((module, *words))}`\n\n" + "\n".join(lines).strip()
+    return head + "\n".join(lines).strip()
 
 
 def counted_section(model: ModelConfig) -> str:

@@ -33,7 +33,7 @@ from engine.parallel.torch_groups import TorchCommunicator
 ROOT = Path(__file__).parents[2]
 HIDDEN = 8192  # of a 70B model
 ROWS = (1, 2, 4, 8, 16)
-TIMEOUT_S = 90.0
+TIMEOUT_S = 60.0
 # Torch refuses ranks that share a device unless it is told that they may.
 SHARED = {"TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES": "1"}
 

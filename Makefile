@@ -101,7 +101,7 @@ cpu-kernels: $(STAMP)
 	$(BIN)/python -m benchmarks.cpu_kernels $(CPU_KERNELS) \
 		--out benchmarks/reports/$$(date +%F)-cpu-kernels.md
 
-# The CUDA path on a machine with a GPU, in whatever python has torch there: 4 minutes, no network.
+# The CUDA path on a machine with a GPU, in whatever python has torch there: within 9 minutes, no network.
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check --out benchmarks/reports/$$(date +%F)-gpu-check.md
 

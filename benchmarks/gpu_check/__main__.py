@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_check.model import write_config
+from benchmarks.gpu_check.model import PRESET, write_config
 from benchmarks.gpu_check.report import (
+    command_section,
     counted_section,
     environment_section,
     kernel_section,
@@ -26,8 +27,10 @@ from benchmarks.gpu_check.report import (
 )
 from engine.spec.model import ModelConfig
 
-PRESET = "llama-3.1-8b"
-SECTIONS = ("tests", "kernels", "steps", "counts")
+SECTIONS = ("tests", "kernels", "steps", "sums", "sampling", "driver", "counts")
+# A machine may be lent for minutes: what has not begun by then is left out.
+MOST_S = 420.0
+SAMPLING = ("--rows=1,128", "--dtypes=bfloat16", "--rounds=5")
 
 
 def main() -> None:
@@ -46,10 +49,15 @@ def main() -> None:
         if has_gpu:
             made |= _gpu_sections(Path(folder), model)
         sections = [environment_section(has_gpu=has_gpu)]
+        print(sections[0], flush=True)
+        started_s = time.monotonic()
         for name in SECTIONS:
             if name in asked.only and name in made:
                 begun_s = time.monotonic()
-                sections.append(made[name]())
+                if begun_s - started_s > MOST_S and name != "counts":
+                    sections.append(f"## Not run, the time was over: {name}")
+                else:
+                    sections.append(made[name]())
                 print(sections[-1], f"({name}: {time.monotonic() - begun_s:.0f} s)", flush=True)
                 if asked.out is not None:  # each at once: the machine may be lent for minutes
                     asked.out.write_text("\n\n".join(sections) + "\n")
@@ -58,12 +66,16 @@ def main() -> None:
 def _gpu_sections(folder: Path, model: ModelConfig) -> dict[str, Callable[[], str]]:
     from benchmarks.gpu_check.kernels import KernelBench
     from benchmarks.gpu_check.steps import measure_steps
+    from benchmarks.gpu_check.sums import sum_section
     from benchmarks.gpu_check.timing import measure_ceilings
 
     ceilings = measure_ceilings()
     return {
         "tests": test_section,
         "kernels": lambda: kernel_section(ceilings, KernelBench(model, ceilings).run()),
+        "sums": sum_section,
+        "sampling": lambda: command_section("Sampling", "benchmarks.gpu_sampling", *SAMPLING),
+        "driver": lambda: command_section("The driver", "benchmarks.nvml_check"),
         "steps": lambda: step_section(measure_steps(folder, model, ceilings)),
     }
 

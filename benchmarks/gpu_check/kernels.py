@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,12 +18,15 @@ from engine.kernels.gpu.one_row import one_row
 from engine.kernels.gpu.prefill import prefill
 from engine.kernels.kv_cache import LayerCache, allocate_cache
 from engine.kernels.layer import HeadShape
+from engine.parallel.quantised import Quantised, multiply, quantise
 from engine.spec.model import ModelConfig
+from engine.spec.quantisation import WeightFormat
 
 BLOCK_SIZE = 16
 # More than any cache of the device holds.
 ROTATED_BYTES = 512 * 2**20
 MOST_COPIES = 16
+FP8 = WeightFormat.FP8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,9 @@ class KernelBench:
             yield from self._rows(rows)
         for name, outputs, inputs in self._matrices():
             yield self._one_row(name, outputs, inputs)
+        for form, group in ((FP8, 0), (FP8, 128), (WeightFormat.INT8, 0)):
+            for rows in (1, 128, 2048):
+                yield self._quantised(form, group, rows)
 
     def _decode(self, num_seqs: int, context: int) -> KernelTime:
         num_bytes = 2 * num_seqs * context * self._model.kv_size * self._dtype.itemsize
@@ -151,6 +157,28 @@ class KernelBench:
             other_us=time_us([theirs(weight) for weight in weights]),
         )
 
+    def _quantised(self, form: WeightFormat, group: int, rows: int) -> KernelTime:
+        """Rows by gate and up, beside the same product of plain weights."""
+        outputs, inputs = 2 * self._model.ffn_size, self._model.hidden_size
+        x, num_bytes = self._draw(rows, inputs), outputs * inputs
+        plain = [self._draw(outputs, inputs) for _ in range(self._copies(num_bytes))]
+
+        def ours(weight: Quantised) -> Call:
+            return lambda: multiply(x, weight)
+
+        def theirs(weight: Tensor) -> Call:
+            return lambda: torch.nn.functional.linear(x, weight)
+
+        # Devices multiply fp8 twice as fast as bf16, as which they multiply the others.
+        flops = 2.0 * rows * num_bytes / (2 if form is FP8 and rows > 1 else 1)
+        return KernelTime(
+            name=f"{form.value}, a scale for {f'{group} numbers' if group else 'a row'}",
+            shape=f"{rows:,} rows by {outputs:,} x {inputs:,}",
+            us=time_us([ours(_in_groups(quantise(each, form), group)) for each in plain]),
+            floor_us=self._ceilings.floor_us(num_bytes=num_bytes, flops=flops),
+            other_us=time_us([theirs(each) for each in plain]),
+        )
+
     def _timed(self, name: str, shape: str, calls: list[Call], num_bytes: float) -> KernelTime:
         return KernelTime(
             name=name,
@@ -208,3 +236,11 @@ class KernelBench:
 
     def _copies(self, num_bytes: float) -> int:
         return int(min(MOST_COPIES, max(1, -(-ROTATED_BYTES // max(1, num_bytes)))))
+
+
+def _in_groups(weight: Quantised, group: int) -> Quantised:
+    """The same weight with a scale for each ``group`` columns of a row; 0: for the row."""
+    if not group:
+        return weight
+    scales = weight.scales.expand(weight.shape[1] // group, -1).contiguous()
+    return replace(weight, scales=scales, group=group)

@@ -31,6 +31,7 @@ from engine.spec.plan import ParallelPlan, RankCoords
 from engine.spec.share import RankShare
 from engine.spec.steps import SlotStart, StepPlan, StepShape
 
+PRESET = "llama-3.1-8b"
 BLOCK_SIZE = 16
 SOLO = ParallelPlan()
 

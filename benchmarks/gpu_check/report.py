@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.gpu_check.steps import StepRow, layer_bytes
+from benchmarks.gpu_check.steps import DECODES, StepRow, layer_bytes
 from engine.spec.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 TEST_PROCESSES = 6
+COMMAND_S = 90.0
 
 
 def environment_section(*, has_gpu: bool) -> str:
@@ -98,7 +100,9 @@ def test_section() -> str:
     ]
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-n", str(TEST_PROCESSES)),
+            # Without the suite's own options, whose plug-ins may not be there.
+            *(sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--override-ini=addopts="),
+            *(["-n", str(TEST_PROCESSES)] if importlib.util.find_spec("xdist") else []),
             # The suite's own conftest needs databases.
             *("--confcutdir=tests/engine", "-p", "no:cacheprovider", "-p", "no:benchmark"),
             *files,
@@ -119,31 +123,56 @@ def test_section() -> str:
 {shown}"""
 
 
+def command_section(title: str, module: str, *words: str) -> str:
+    """What another benchmark prints."""
+    head = f"## {title}: `python3 -m {' '.join((module, *words))}`\n\n"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{head}Not done within {COMMAND_S:.0f} s."
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("# ")]
+    if done.returncode:
+        lines += ["", f"Failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}"]
+    return head + "\n".join(lines).strip()
+
+
 def counted_section(model: ModelConfig) -> str:
     """What needs no GPU: launches of a step, and the bytes of a layer."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_check.launches"],
         cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )
     if done.returncode:
         return f"## Counted, on any machine\n\nNot counted here: {done.stderr.splitlines()[-1]}"
-    found = json.loads(done.stdout)
-    per_layer = ", ".join(
-        f"{name.strip('_')} {count}" for name, count in sorted(found["per_layer"].items())
-    )
-    rows = "\n".join(
-        f"| {seqs} x {context:,} | {layer_bytes(model, seqs, context) / 1e6:.1f} MB |"
-        for seqs, context in ((1, 1024), (32, 1024), (128, 2048))
-    )
+    counts = json.loads(done.stdout)
+    found = counts[-1]
+    per_layer = ", ".join(f"{name} {count}" for name, count in sorted(found["per_layer"].items()))
+    lines = []
+    for (seqs, context), each in zip(DECODES, counts, strict=True):
+        floor = layer_bytes(model, seqs, context)
+        moved = each["layer_bytes"] + 4 * seqs * context * model.kv_size
+        lines.append(
+            f"| {seqs} x {context:,} | {floor / 1e6:.1f} MB | {moved / 1e6:.1f} MB "
+            f"| {moved / floor:.3f} |"
+        )
+    rows = "\n".join(lines)
     return f"""## Counted, on any machine
 
-Launches of a layer in a decode step: {sum(found["per_layer"].values())} ({per_layer}); of a step
-of {found["num_layers"]} layers {found["per_step"]}, which are one launch in a CUDA graph. No
-operation of them waits for the device or has a shape that depends on data.
+Launches of a layer in a decode step: {sum(found["per_layer"].values())}
+({per_layer}).
+Of a step of {found["num_layers"]} layers {found["per_step"]}, which are one launch in a CUDA graph,
+and {found["tail"]} of final norm and head. No operation of them has a tensor of the host, waits for
+the device or has a shape that depends on data.
 
-| decode step | a layer must read |
-|---|---:|
+| decode step | a layer must read | its launches move | over what it must |
+|---|---:|---:|---:|
 {rows}"""

@@ -76,18 +76,25 @@ class TokenFeedback:
 
     Both ends know the rows of every step, so that messages are the bare ids i8[R]. The last
     stage never waits: on CPU a send is buffered until the first stage reads it, and up to pp+1
-    steps may stay unread while the engine idles. On CUDA the first stage posts each receive at
-    once, on a stream of its own: a send that waited for its receive would hold up the activations
-    behind it, and NCCL's watchdog would end it after a while.
+    steps may stay unread while the engine idles. On CUDA (``posts_at_once``) the first stage posts
+    each receive at once, on a stream of its own: a send that waited for its receive would hold up
+    the activations behind it, and NCCL's watchdog would end it after a while.
+
+    With two stages, NCCL has one queue for both directions, in which nothing passes what waits.
+    Both ends queue a step's rows, then its ids, and then the next step's, so the queue never stands
+    for ever. Nor does it wait longer than two would: the last stage asks for the next step's rows
+    only once it has computed this step's ids.
     """
 
-    def __init__(self, last_tokens: Tensor, groups: RankGroups) -> None:
+    def __init__(
+        self, last_tokens: Tensor, groups: RankGroups, *, posts_at_once: bool | None = None
+    ) -> None:
         self._last_tokens = last_tokens
         self._pipeline = groups.pipeline
         self._expected: deque[_Expected] = deque()
-        is_receiver = last_tokens.is_cuda and groups.stage == 0
+        self._posts_at_once = last_tokens.is_cuda if posts_at_once is None else posts_at_once
         self._stream: torch.cuda.Stream | None = None
-        if is_receiver:
+        if last_tokens.is_cuda and groups.stage == 0:
             self._stream = new_stream(last_tokens.device)
 
     def send(self, ids: Tensor) -> None:
@@ -96,15 +103,15 @@ class TokenFeedback:
 
     def expect(self, number: int, slots: Tensor) -> None:
         """Step ``number`` samples rows in ``slots`` i8[R]; called on the first stage, in order."""
-        if self._stream is None:
-            self._expected.append(_Expected(number=number, slots=slots))
-            return
-        with torch.cuda.stream(self._stream):
+        ids, arrived = None, None
+        if self._stream is not None:
+            with torch.cuda.stream(self._stream):
+                ids = self._receive(slots)
+                arrived = new_event()
+                arrived.record()
+        elif self._posts_at_once:
             ids = self._receive(slots)
-            arrived = new_event()
-            arrived.record()
-        expected = _Expected(number=number, slots=slots, ids=ids, arrived=arrived)
-        self._expected.append(expected)
+        self._expected.append(_Expected(number=number, slots=slots, ids=ids, arrived=arrived))
 
     def receive_until(self, number: int) -> None:
         """Take in the ids of all expected steps up to ``number``, waiting for them."""
@@ -116,7 +123,9 @@ class TokenFeedback:
             elif step.arrived is not None:
                 stream = torch.cuda.current_stream(ids.device)
                 stream.wait_event(step.arrived)
+                # Both came from other streams, which would give their memory away at once.
                 ids.record_stream(stream)
+                step.slots.record_stream(stream)
             self._last_tokens.index_copy_(0, step.slots, ids)
 
     def forget(self) -> None:

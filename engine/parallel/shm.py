@@ -35,6 +35,7 @@ class ShmTransport:
         self._regions = {(r.spec.name, r.spec.members): r for r in regions}
         self._rank = rank
         self._num_ranks = num_ranks
+        self.said = ""
         self._library = load_library(library) if library else None
         self._timeout_s = timeout_s
 

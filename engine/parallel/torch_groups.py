@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
+from engine.parallel import one_shot
 from engine.parallel.communicator import Communicator
 from engine.parallel.shm_layout import GroupSpec
 from engine.spec.errors import EngineError, RankError
@@ -45,8 +46,10 @@ class TorchTransport:
         self._timeout_s = timeout_s
         self._rank = rank
         self._is_nccl = backend == "nccl"
+        self._device = torch.device(device)
+        self.said = ""
         if self._is_nccl:  # NCCL works on the current device
-            torch.cuda.set_device(torch.device(device))
+            torch.cuda.set_device(self._device)
         with _as_rank_error("torch.distributed", timeout_s):
             store = TCPStore(
                 host,
@@ -76,7 +79,7 @@ class TorchTransport:
         if group is None:
             raise EngineError(f"group {name!r} of ranks {list(members)} was not announced")
         position = list(members).index(self._rank)
-        return TorchCommunicator(
+        made = TorchCommunicator(
             group=group,
             name=name,
             size=len(members),
@@ -84,6 +87,19 @@ class TorchTransport:
             timeout_s=self._timeout_s,
             is_nccl=self._is_nccl,
         )
+        # Stages hand on what they have, but sum nothing.
+        if not self._is_nccl or name == "pipeline" or not one_shot.is_asked_for(len(members)):
+            return made
+        return self._with_small_sums(made, group)
+
+    def _with_small_sums(self, made: Communicator, group: dist.ProcessGroup) -> Communicator:
+        found, reason = one_shot.with_one_shot(
+            made, lambda: one_shot.PeerSum(group, self._device), self._device
+        )
+        if reason:
+            self.said = f"no one-shot sums: {reason}"
+        self.said = self.said or "one-shot sums"
+        return found
 
     def close(self) -> None:
         """Leave the process group."""

@@ -20,7 +20,10 @@ Make = Callable[[str, Sequence[int]], Communicator]
 
 
 class Transport(Protocol):
-    """Makes the communicators of one rank."""
+    """Makes the communicators of one rank. ``said``: what people should know of them, or ""."""
+
+    @property
+    def said(self) -> str: ...
 
     def make(self, name: str, members: Sequence[int]) -> Communicator:
         """My end of a group that was announced at opening."""

@@ -23,11 +23,9 @@ from engine.models.batch import StepBatch
 from engine.models.llama import LlamaStage
 from engine.parallel.mesh import TimedCommunicator
 from engine.spec.errors import EngineError
+from engine.spec.graphs import MOST_TABLE_BLOCKS, kinds
 from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
-
-# Tables hold no more blocks than this; a step that needs more runs without a graph.
-MOST_TABLE_BLOCKS = 4 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,7 @@ class StageGraphs:
         with torch.inference_mode():
             # The largest comes first, so that the others fit into the memory that it leaves.
             for num_rows in reversed(self._kernels.graph_rows):
-                for has_prefill in (True, False) if num_rows > 1 else (False,):
+                for has_prefill in kinds(num_rows):
                     shape = self._kernels.graph_shape(num_rows, has_prefill=has_prefill)
                     for mode in self._plan.modes:
                         self._captured[mode, shape] = self._capture(mode, shape, pool)

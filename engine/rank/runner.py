@@ -26,12 +26,12 @@ from engine.parallel.mesh import RankGroups, TimeReading
 from engine.parallel.pipeline import TokenFeedback, recv_stage, send_stage
 from engine.parallel.quantised import as_held
 from engine.rank.answers import HostAnswer, PendingAnswer
-from engine.rank.graph_rows import graph_rows
 from engine.rank.step_times import StepTimes, mark
 from engine.sampling.logprobs import RowLogprobs
 from engine.sampling.sampler import SampledTokens, Sampler
 from engine.sampling.scorer import score_rows
 from engine.spec.feasible import check_plan
+from engine.spec.graphs import graph_rows
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.share import RankShare

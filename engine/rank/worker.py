@@ -106,6 +106,11 @@ class Rank:
             group.rejoin(make(name, members))
         self.runner.forget()
 
+    @property
+    def computes_by(self) -> str:
+        """What computes and joins steps, in words."""
+        return "; ".join(filter(None, (self.runner.computes_by, self._transport.said)))
+
     def close(self) -> None:
         """Free the weights and leave the groups."""
         del self.runner
@@ -194,7 +199,7 @@ class RankLoop:
                 rank=setup.share.rank,
                 weight_bytes=runner.weight_bytes,
                 kv_bytes=runner.kv_bytes,
-                computes_by=runner.computes_by,
+                computes_by=self._rank.computes_by,
             ),
             arrival.tag,
         )

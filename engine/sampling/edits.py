@@ -12,8 +12,7 @@ from torch import Tensor
 
 from engine.kernels.transfer import to_device
 from engine.spec.steps import Float32Array, Int32Array, SlotSampling, SlotStart, int32
-
-INITIAL_CAPACITY = 4
+from engine.spec.token_counts import more_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +206,8 @@ class LogitEdits:
 class TokenCounts:
     """How often each token is in a slot's output, and whether it is in its prompt.
 
-    Slots with penalties share a pool of rows that doubles when it is full.
+    Slots with penalties share a pool of rows that grows when it is full
+    (:mod:`engine.spec.token_counts`).
     """
 
     def __init__(self, *, vocab_size: int, num_slots: int, device: torch.device) -> None:
@@ -265,12 +265,10 @@ class TokenCounts:
 
     def _grow(self) -> None:
         old = len(self._counts)
-        more = max(INITIAL_CAPACITY, old)
-        self._counts = torch.cat([self._counts, self._counts.new_zeros((more, self._width))])
-        self._is_in_prompt = torch.cat(
-            [self._is_in_prompt, self._is_in_prompt.new_zeros((more, self._width))]
-        )
-        self._free = list(range(old + more - 1, old - 1, -1))
+        rows = more_rows(old, len(self._row_of_slot))
+        self._counts = _with_rows(self._counts, rows)
+        self._is_in_prompt = _with_rows(self._is_in_prompt, rows)
+        self._free = list(range(rows - 1, old - 1, -1))
 
     @property
     def _width(self) -> int:
@@ -278,3 +276,10 @@ class TokenCounts:
 
     def _index(self, array: npt.NDArray[Any]) -> Tensor:
         return to_device(array.astype(np.int64), self.device)
+
+
+def _with_rows(pool: Tensor, rows: int) -> Tensor:
+    """``pool[P, V]`` with zeros below it, up to ``rows``; no third copy lies beside the two."""
+    grown = pool.new_zeros((rows, pool.shape[1]))
+    grown[: len(pool)] = pool
+    return grown

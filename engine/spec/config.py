@@ -10,11 +10,13 @@ from pathlib import Path
 
 from engine.spec.activations import activation_bytes
 from engine.spec.errors import EngineError
+from engine.spec.graphs import graph_bytes
 from engine.spec.inventory import kv_bytes_of_rank
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.quantisation import WeightFormat
 from engine.spec.settings import Caps, Settings
+from engine.spec.token_counts import count_bytes
 
 # Nobody would serve over links that take more than a second per collective.
 MOST_LATENCY_US = 1e6
@@ -92,7 +94,7 @@ class EngineConfig:
     raised to without a restart (KV and sequence tables are sized by it). KV memory per rank is
     ``num_kv_blocks`` blocks if given; else what ``kv_blocks_of`` says of the plan (devices that
     are not here); else what ``memory_utilization`` of ``device_memory_bytes`` leaves beside
-    the weights and the activations of the fullest step; else ``kv_cache_bytes``.
+    the weights and what steps hold (``step_bytes``); else ``kv_cache_bytes``.
 
     ``quantisation`` is what the layers of a plain checkpoint are quantised to as they load.
     ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
@@ -167,6 +169,12 @@ class EngineConfig:
             return None
         return int(self.device_memory_bytes * self.memory_utilization)
 
+    def has_graphs(self, plan: ParallelPlan) -> bool:
+        """Whether steps of ``plan`` may run as CUDA graphs: on CUDA, where a rank is alone or NCCL
+        joins it with others."""
+        is_captured = self.collectives in (Collectives.AUTO, Collectives.NCCL)
+        return self.device.startswith("cuda") and (is_captured or plan.replica_size == 1)
+
     @property
     def start_envelope(self) -> Caps:
         """The envelope; by default 256 sequences and 8,192 tokens, or the first caps if larger."""
@@ -193,12 +201,24 @@ def num_kv_blocks(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) 
         block_size=config.block_size,
         usable_bytes=config.usable_device_bytes,
         kv_bytes=config.kv_cache_bytes,
-        activation_bytes=activation_bytes(
-            model,
-            plan,
-            config.start_envelope,
-            num_bytes=config.dtype.num_bytes,
-            samples_in_parallel=config.parallel_sampling,
-        ),
+        step_bytes=step_bytes(config, model, plan),
     )
     return kv_bytes // (model.kv_bytes_per_token(plan, config.dtype) * config.block_size)
+
+
+def step_bytes(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) -> int:
+    """What a rank of a device holds beside weights and KV at its fullest: activations, the token
+    counts of penalties, CUDA graphs. The device's context and fragmentation are not in it.
+    """
+    envelope, num_bytes = config.start_envelope, config.dtype.num_bytes
+    held = activation_bytes(
+        model,
+        plan,
+        envelope,
+        num_bytes=num_bytes,
+        samples_in_parallel=config.parallel_sampling,
+    )
+    held += count_bytes(model.vocab_size, envelope.max_num_seqs)
+    if not config.has_graphs(plan):
+        return held
+    return held + graph_bytes(model, plan, config.max_graph_tokens, num_bytes=num_bytes)

@@ -166,10 +166,10 @@ def kv_bytes_of_rank(
     block_size: int,
     usable_bytes: int | None,
     kv_bytes: int,
-    activation_bytes: int = 0,
+    step_bytes: int = 0,
 ) -> int:
-    """KV bytes of each rank: what weights and a step's activations leave of ``usable_bytes``, else
-    ``kv_bytes``.
+    """KV bytes of each rank: what weights and ``step_bytes`` leave of ``usable_bytes``, else
+    ``kv_bytes``. ``step_bytes`` are activations, counts of penalties and CUDA graphs.
 
     Raises:
         PlanError: one block of ``block_size`` tokens does not fit, with the numbers.
@@ -178,10 +178,10 @@ def kv_bytes_of_rank(
     beside = "the KV cache size"
     if usable_bytes is not None:
         weight_bytes = model.weight_bytes_per_rank(plan, dtype)
-        kv_bytes = usable_bytes - weight_bytes - activation_bytes
+        kv_bytes = usable_bytes - weight_bytes - step_bytes
         beside = (
             f"{usable_bytes} usable bytes of the device minus {weight_bytes} bytes of weights and "
-            f"{activation_bytes} of activations"
+            f"{step_bytes} of activations, counts of penalties and CUDA graphs"
         )
     if kv_bytes < block_bytes:
         raise PlanError(

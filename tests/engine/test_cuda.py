@@ -4,7 +4,7 @@ waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.parallel.mesh import solo_groups
+from engine.parallel.one_shot import ON_VARIABLE
 from engine.rank.runner import ModelRunner
 from engine.spec.config import Collectives, EngineConfig, ExecutorKind
 from engine.spec.model import DType
@@ -112,35 +113,56 @@ def test_graphs_answer_what_transformers_answers(
         same_unless_tied(mine, reference)
 
 
+PLANS = ("tp=1", "tp=2", "sp=2,shift", "sp=2,tp=2,shift", "pp=2", "pp=2,sp=2,shift", "dp=2")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    create_model(folder, preset="tiny")
+    return folder
+
+
 def engine_config(folder: Path, **changes: Any) -> EngineConfig:
     return EngineConfig(model_dir=folder, num_kv_blocks=256, max_model_len=512, **changes)
 
 
-@pytest.mark.parametrize(
-    "text", ["tp=1", "tp=2", "sp=2,shift", "sp=2,tp=2,shift", "pp=2", "pp=2,sp=2,shift", "dp=2"]
-)
-def test_ranks_in_processes_that_share_a_device_answer_as_a_cpu_does(
-    tmp_path_factory: pytest.TempPathFactory, text: str
-) -> None:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    create_model(folder, preset="tiny")
-    answers = []
-    for device, plan in (("cpu", "tp=1"), ("cuda", text)):
-        config = engine_config(
+def answers_of(config: EngineConfig) -> list[Sequence[int]]:
+    with Engine(config) as engine:
+        return [
+            engine.generate(PROMPT, SamplingParams(max_tokens=24, **sampling)).token_ids
+            for sampling in ({"temperature": 0.0}, {"temperature": 0.9, "seed": 4})
+        ]
+
+
+def answers_on_cuda(folder: Path, text: str, collectives: Collectives) -> list[Sequence[int]]:
+    return answers_of(
+        engine_config(
             folder,
-            device=device,
-            settings=Settings(plan=parse_plan(plan).plan),
-            executor=ExecutorKind.INLINE if device == "cpu" else ExecutorKind.PROCESS,
-            collectives=Collectives.AUTO if device == "cpu" else Collectives.SHM,
+            device="cuda",
+            settings=Settings(plan=parse_plan(text).plan),
+            executor=ExecutorKind.PROCESS,
+            collectives=collectives,
         )
-        with Engine(config) as engine:
-            answers.append(
-                [
-                    engine.generate(PROMPT, SamplingParams(max_tokens=24, **sampling)).token_ids
-                    for sampling in ({"temperature": 0.0}, {"temperature": 0.9, "seed": 4})
-                ]
-            )
-    assert answers[0] == answers[1]
+    )
+
+
+@pytest.mark.parametrize("text", PLANS)
+def test_ranks_in_processes_that_share_a_device_answer_as_a_cpu_does(tiny: Path, text: str) -> None:
+    wanted = answers_of(engine_config(tiny, executor=ExecutorKind.INLINE))
+    assert answers_on_cuda(tiny, text, Collectives.SHM) == wanted
+
+
+@pytest.mark.parametrize("one_shot", ["0", "1"])
+@pytest.mark.parametrize("text", PLANS)
+def test_ranks_joined_by_nccl_answer_as_a_cpu_does(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, text: str, one_shot: str
+) -> None:
+    if torch.cuda.device_count() < parse_plan(text).plan.world_size:
+        pytest.skip("too few CUDA devices here")
+    monkeypatch.setenv(ON_VARIABLE, one_shot)
+    wanted = answers_of(engine_config(tiny, executor=ExecutorKind.INLINE))
+    assert answers_on_cuda(tiny, text, Collectives.NCCL) == wanted
 
 
 def test_no_step_waits_for_the_device(tmp_path: Path) -> None:

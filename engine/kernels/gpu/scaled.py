@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu import overlap
+from engine.kernels.gpu.overlap import wait_for_previous
+
 FP8 = torch.float8_e4m3fn
 FP8_MOST = 448.0
 LEAST_AMOUNT = 1e-12
@@ -29,7 +32,9 @@ def _quantise_kernel(  # type: ignore[no-untyped-def]
     most: tl.constexpr,
     least: tl.constexpr,
     block: tl.constexpr,
+    is_overlapped: tl.constexpr,
 ):
+    wait_for_previous(is_overlapped)
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offsets = tl.arange(0, block)
     columns = part * group + offsets
@@ -64,6 +69,7 @@ def quantise_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
             least=LEAST_AMOUNT,
             block=block,
             num_warps=min(16, max(1, block // 512)),
+            **overlap.overlapped(x),
         )
     return out, scales
 
@@ -89,7 +95,9 @@ def _scaled_product_kernel(  # type: ignore[no-untyped-def]
     block_rows: tl.constexpr,
     block_outputs: tl.constexpr,
     block: tl.constexpr,
+    is_overlapped: tl.constexpr,
 ):
+    wait_for_previous(is_overlapped)
     # Programs beside each other share rows of the weight, the larger of the two.
     rows = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     outputs = tl.program_id(1) * block_outputs + tl.arange(0, block_outputs)
@@ -176,6 +184,7 @@ def product(
         block=min(block, group) if is_grouped else block,
         num_warps=4 if block_rows < 128 else 8,
         num_stages=3,
+        **overlap.overlapped(x),
     )
     return out
 
@@ -196,7 +205,9 @@ def _scaled_row_kernel(  # type: ignore[no-untyped-def]
     has_bias: tl.constexpr,
     outputs_at_once: tl.constexpr,
     inputs_at_once: tl.constexpr,
+    is_overlapped: tl.constexpr,
 ):
+    wait_for_previous(is_overlapped)
     outputs = tl.program_id(0) * outputs_at_once + tl.arange(0, outputs_at_once)
     is_output = outputs < num_outputs
     inputs = tl.arange(0, inputs_at_once)
@@ -242,5 +253,6 @@ def one_row(x: Tensor, values: Tensor, scales: Tensor, group: int, bias: Tensor 
         outputs_at_once=OUTPUTS_AT_ONCE,
         inputs_at_once=INPUTS_AT_ONCE,
         num_warps=4,
+        **overlap.overlapped(x),
     )
     return out

@@ -34,6 +34,7 @@ DEVICE_HEADS = (
 NEW_TOKENS = (1, 1, 1, 2, 5, 33, 140)
 CACHED_TOKENS = (0, 1, 16, 63, 300)
 LONG_CACHED_TOKENS = (0, 1, 16, 63, 700, 5000)
+FIRST_WITH_FP8 = 89
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,13 +240,16 @@ def compile_all(capability: int) -> None:
             kernels.add_norm(x, x, x[0])
             kernels.silu_mul(x, 1)
             one_row(x, x, None)
-            _multiply_quantised(dtype, has_fp8=capability >= 89)
+            _multiply_quantised(dtype, has_fp8=capability >= FIRST_WITH_FP8)
     missing = {"_add_norm_kernel", "_silu_mul_kernel", "_one_row_kernel", "_place_heads_kernel"}
     missing |= {"_decode_kernel", "_join_kernel", "_prefill_kernel"}
     missing |= {"_scaled_row_kernel", "_scaled_product_kernel"}
+    if capability >= FIRST_WITH_FP8:
+        missing.add("_quantise_kernel")
     assert not missing - found.keys(), missing - found.keys()
-    overlapping = ["griddepcontrol" in kernel.asm["ptx"] for kernel in found["_decode_kernel"]]
-    assert all(overlapping) if can_overlap else not any(overlapping)
+    for name, kernels in found.items():
+        overlapping = {"griddepcontrol" in kernel.asm["ptx"] for kernel in kernels}
+        assert overlapping == {can_overlap}, name
 
 
 def _multiply_quantised(dtype: torch.dtype, *, has_fp8: bool) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from engine.parallel.communicator import Communicator
+from engine.parallel.one_shot import OneShotCommunicator
 from engine.parallel.shm_build import find_library
 from engine.parallel.staged import StagedCommunicator
 from engine.spec.errors import RankError
@@ -72,6 +73,22 @@ class StagedWorld(ThreadsWorld):
 
     def communicator(self, group: ThreadGroup, position: int) -> Communicator:
         return StagedCommunicator(super().communicator(group, position))
+
+
+class OneShotWorld(ThreadsWorld):
+    """The same threads, whose small sums go another way."""
+
+    def communicator(self, group: ThreadGroup, position: int) -> Communicator:
+        memory = vars(group).setdefault("memory", ThreadGroup(group.size, group.timeout_s))
+        small_sum = ThreadCommunicator(memory, position).all_reduce
+        return OneShotCommunicator(inner=super().communicator(group, position), small_sum=small_sum)
+
+
+class TestOneShot(CommunicatorContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls) -> World:
+        return OneShotWorld()
 
 
 class TestStaged(CommunicatorContract):

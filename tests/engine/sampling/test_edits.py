@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from engine.sampling.edits import LogitEdits
+from engine.sampling.edits import LogitEdits, TokenCounts
 from engine.spec.steps import SlotSampling
+from engine.spec.token_counts import count_bytes
 from tests.engine.sampling.sampler_world import (
     NUM_SLOTS,
     VOCAB,
@@ -166,3 +167,23 @@ def test_a_bias_or_ban_outside_the_vocabulary_changes_nothing() -> None:
     ranks.start(sequence)
     logits = logits_of(1, 3)
     assert ranks.sample(logits, [sequence]).ids.tolist() == logits.argmax(-1).tolist()
+
+
+def ids_of(*ids: int) -> np.ndarray:
+    return np.array(ids, dtype=np.int32)
+
+
+@pytest.mark.parametrize("num_slots", [1, 4, 6, 33])
+def test_counts_of_all_slots_take_no_more_memory_than_was_reckoned_with(num_slots: int) -> None:
+    counts = TokenCounts(vocab_size=VOCAB, num_slots=num_slots, device=torch.device("cpu"))
+    grown = 0
+    for slot in range(num_slots):
+        before = sum(table.nbytes for table in counts.tables)
+        counts.fill(slot, prompt=ids_of(1), output=ids_of(slot % VOCAB, slot % VOCAB))
+        after = sum(table.nbytes for table in counts.tables)
+        grown = max(grown, before + after if after != before else after)
+    assert len(counts.tables[0]) == num_slots
+    assert grown == count_bytes(VOCAB, num_slots)
+    tables = counts.of_slots(np.arange(num_slots, dtype=np.int32))
+    assert tables[0].argmax(dim=1).tolist() == [slot % VOCAB for slot in range(num_slots)]
+    assert tables[1].sum(dim=1).tolist() == [1] * num_slots

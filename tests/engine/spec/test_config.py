@@ -14,13 +14,21 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from engine.models.rope import inverse_frequencies
-from engine.spec.config import EngineConfig, LinkEmulation, num_kv_blocks
+from engine.spec.config import (
+    Collectives,
+    EngineConfig,
+    LinkEmulation,
+    num_kv_blocks,
+    step_bytes,
+)
 from engine.spec.config_keys import READ_KEYS
 from engine.spec.errors import CheckpointError, EngineError, PlanError
+from engine.spec.graphs import graph_bytes
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.rope import KNOWN_PARAMETERS, RopeKind
 from engine.spec.settings import Caps
+from engine.spec.token_counts import count_bytes
 
 LLAMA_70B = {
     "model_type": "llama",
@@ -259,3 +267,28 @@ def test_a_link_reads_latency_and_bandwidth_and_adds_them() -> None:
         LinkEmulation.parse("speed=3")
     with pytest.raises(EngineError, match="'fast' is not a number"):
         LinkEmulation.parse("gbps=fast")
+
+
+def test_on_cuda_kv_leaves_room_for_graphs_and_everywhere_for_the_counts_of_penalties() -> None:
+    model, plan = read(LLAMA_70B), ParallelPlan(tp=4)
+    config = EngineConfig(
+        model_dir=Path("unused"), dtype=DType.BFLOAT16, device_memory_bytes=141 * 10**9
+    )
+    cuda = replace(config, device="cuda")
+    without = replace(cuda, max_graph_tokens=0)
+    assert step_bytes(without, model, plan) == step_bytes(config, model, plan)
+    # The driver's part alone: 55 graphs of 80 layers.
+    graphs = step_bytes(cuda, model, plan) - step_bytes(without, model, plan)
+    assert graphs > 55 * 80 * 16 * 10_240
+    assert graphs < 2e9
+    # Ranks joined through the host have none, and a rung more has as many again.
+    assert step_bytes(replace(cuda, collectives=Collectives.SHM), model, plan) == step_bytes(
+        without, model, plan
+    )
+    ladder = ParallelPlan(sp=2, tp=2, shift=True)
+    assert graph_bytes(model, ladder, 512, num_bytes=2) > 1.5 * graph_bytes(
+        model, ParallelPlan(sp=2, tp=2), 512, num_bytes=2
+    )
+    assert num_kv_blocks(cuda, model, plan) < num_kv_blocks(without, model, plan)
+    assert count_bytes(1000, 256) == 5 * 1000 * (256 + 128)
+    assert graph_bytes(model, plan, 0, num_bytes=2) == 0

@@ -79,7 +79,7 @@ def _with_breaks(memory: CapacityMemory, look: Look, table: CapacityTable) -> Ca
 def _with_busy(
     memory: CapacityMemory, look: Look, current: CarriedRate, table: CapacityTable
 ) -> CapacityMemory:
-    """What began, if a queue was felt all the time."""
+    """With what began, where a queue was felt."""
     queue = look.queue
     borne = borne_requests(memory, queue, current, table.sla)
     if queue is None or borne is None:

@@ -102,9 +102,9 @@ def test_after_a_gust_a_load_that_the_engine_serves_well_is_not_turned_away() ->
     assert with_door.met_share(0.0) >= without.met_share(0.0) + 0.03
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(gusts())
-def test_a_door_never_serves_gusts_worse_than_none_and_shuts_for_none_that_is_soon_over(
+def test_a_door_of_an_engine_that_was_busy_before_serves_gusts_no_worse_than_none(
     drawn: tuple[dict[str, float], list[tuple[float, float]]],
 ) -> None:
     server, load = drawn
@@ -113,7 +113,7 @@ def test_a_door_never_serves_gusts_worse_than_none_and_shuts_for_none_that_is_so
     assert with_door.met_share(since_s) >= without.met_share(since_s) - 0.03
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(gusts())
 def test_what_is_remembered_of_gusts_is_what_is_served(
     drawn: tuple[dict[str, float], list[tuple[float, float]]],

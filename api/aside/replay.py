@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from api.aside.step_times import blocks_of, by_step_model, on_node
+from api.aside.step_times import by_step_model, on_node
 from api.documents.policy import model_from_json
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import Measurement
@@ -93,9 +93,5 @@ def _runner(question: Json) -> RunAt:
             block_size=inventory.block_size,
         )
         return on_node(node)
-    return by_step_model(
-        StepModel.from_json(question["cost_model"], where="cost model"),
-        model,
-        block_size=inventory.block_size,
-        num_kv_blocks=lambda settings: blocks_of(inventory, settings.plan, model),
-    )
+    step_model = StepModel.from_json(question["cost_model"], where="cost model")
+    return by_step_model(step_model, model, inventory)

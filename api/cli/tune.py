@@ -16,7 +16,13 @@ from api.cli.common import (
     print_json,
     print_lines,
 )
-from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, check_device
+from api.cli.engine_options import (
+    MOST_DEVICES,
+    MOST_SEED,
+    DeviceOption,
+    QuantizationOption,
+    check_device,
+)
 from api.cli.grouped import grouped
 from api.cli.groups import GoalOptions, LocalMachine, Served
 from api.cli.interrupts import stoppable
@@ -134,6 +140,7 @@ class TunedMachine(LocalMachine):
         typer.Option(metavar="FILE|ID", help="Cost model; without one this machine is profiled."),
     ] = None
     device: DeviceOption = "cpu"
+    quantization: QuantizationOption = None
     kv_cache_mib: Annotated[
         int | None, typer.Option(min=1, max=2**30, help="KV cache per rank (CPU); by default 256.")
     ] = None
@@ -150,8 +157,8 @@ class TunedMachine(LocalMachine):
 @grouped(
     help_order="model workload sla objective use_all price_per_device_hour devices trials seed "
     "budget out hardware cost_model engine engine_command start_timeout_s live probe_requests "
-    "probe_paced capacity_seconds dtype backend backend_set device link timeout_s kv_cache_mib "
-    "profile_seconds resume plot"
+    "probe_paced capacity_seconds dtype quantization backend backend_set device link timeout_s "
+    "kv_cache_mib profile_seconds resume plot"
 )
 def tune(
     ctx: typer.Context,
@@ -335,6 +342,7 @@ def _spec(
         seed=search.seed,
         hardware=hardware,
         dtype=None if served.dtype == "auto" else served.dtype,
+        quantization=machine.quantization,
         backend=served.chosen_backend,
         device=check_device(machine.device),
         link=machine.link,

@@ -22,7 +22,7 @@ from tuner.profiling.profile import weights_of
 from tuner.search.context import WHOLE_REQUESTS, OnEvent, TuningContext, TuningEvent
 from tuner.search.costs import Level, Meter
 from tuner.search.design import advised_ladders, design_settings, refined_settings
-from tuner.search.feasibility import check_memory, check_room, engine_config, refused_caps
+from tuner.search.feasibility import as_held, check_memory, check_room, engine_config, refused_caps
 from tuner.search.groundwork import find_groundwork, groundwork_key, put_groundwork
 from tuner.search.served import server_command
 from tuner.search.simulator import Simulator
@@ -64,6 +64,7 @@ def prepare(
     workload, node, model = _read(spec)
     hardware = None if node is None else node.hardware
     config = engine_config(spec, model, node)
+    model = as_held(spec, config, model)
     cancel.check()
     space = build_space(
         model,
@@ -275,6 +276,7 @@ def _step_model(
         link=spec.parsed_link,
         seconds=spec.profile_seconds,
         seed=spec.seed,
+        quantisation=spec.quantization,
     )
     with meter.timing(Level.PROFILED, num_devices=spec.num_devices):
         profile = run_profile(wanted, on_event=say, cancel=cancel)

@@ -15,6 +15,7 @@ import torch
 from engine.executors.ranks import RankProcesses
 from engine.models.create import create_model
 from engine.models.loader import Checkpoint
+from engine.spec.measurement import Fidelity
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import parse_plan
 from engine.spec.processor import num_cores
@@ -178,6 +179,10 @@ def test_a_plain_checkpoint_is_profiled_as_an_engine_quantises_it(tiny: Path) ->
     )
     with pytest.raises(TunerError, match="profiled with w8a8 weights, and this engine's are plain"):
         tune(plain, cost_model=json.loads(json.dumps(fitted.to_json())))
+    rounded = replace(plain, quantization=WeightFormat.W8A8, trials=1)
+    found = tune(rounded, cost_model=json.loads(json.dumps(fitted.to_json())))
+    assert found.recommendation is not None
+    assert found.recommendation.fidelity is Fidelity.MEASURED
 
 
 def test_tuning_on_the_live_engine_ends_with_a_measured_recommendation(

@@ -26,6 +26,7 @@ from tuner.profiling.operators import measuring_ranks, profile_operators
 from tuner.profiling.pieces import cut_model
 from tuner.profiling.profile import Profile
 from tuner.profiling.run import ProfileSpec, run_profile
+from tuner.search.trials import TrialState
 from tuner.search.tune import TuningSpec, tune
 from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.cancel import Cancellation
@@ -180,9 +181,8 @@ def test_a_plain_checkpoint_is_profiled_as_an_engine_quantises_it(tiny: Path) ->
     with pytest.raises(TunerError, match="profiled with w8a8 weights, and this engine's are plain"):
         tune(plain, cost_model=json.loads(json.dumps(fitted.to_json())))
     rounded = replace(plain, quantization=WeightFormat.W8A8, trials=1)
-    found = tune(rounded, cost_model=json.loads(json.dumps(fitted.to_json())))
-    assert found.recommendation is not None
-    assert found.recommendation.fidelity is Fidelity.MEASURED
+    (trial,) = tune(rounded, cost_model=json.loads(json.dumps(fitted.to_json()))).trials
+    assert (trial.state, trial.fidelity) == (TrialState.COMPLETE, Fidelity.MEASURED), trial.reason
 
 
 def test_tuning_on_the_live_engine_ends_with_a_measured_recommendation(

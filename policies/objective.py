@@ -167,10 +167,8 @@ def cost_per_million_tokens(point: OperatingPoint, price_per_device_hour: float)
 
 
 def rounded_chance(point: OperatingPoint, sla: Sla) -> float:
-    """P(SLA met) in steps of 5 %: finer differences are noise of the intervals. Unbounded, because
-    what is not known about a model is not known about any of its plans, and makes none better than
-    another."""
-    return round(point.unbounded_probability(sla) * 20) / 20
+    """P(SLA met) in steps of 5 %: finer differences are noise of the intervals."""
+    return round(point.probability(sla) * 20) / 20
 
 
 def _by_devices(point: OperatingPoint, sla: Sla) -> tuple[float, ...]:

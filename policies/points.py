@@ -130,13 +130,6 @@ class OperatingPoint:
         """P(SLA met)."""
         return self.joint_chance(sla.per_run) if self.told_chance is None else self.told_chance
 
-    def unbounded_probability(self, sla: Sla) -> float:
-        """P(SLA met), provided that steps are as uncertain as assumed; see
-        :meth:`policies.runs.Runs.unbounded_chance`."""
-        if self.runs is not None:
-            return self.runs.unbounded_chance(sla.per_run)
-        return self.probability(sla)
-
     def joint_chance(self, constraints: Sequence[Constraint]) -> float:
         """The chance that all of ``constraints`` are met in the same run.
 

@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from statistics import NormalDist, fmean
 
 from policies.constraint import Constraint, Metric, Op
-from policies.slowness import Limit, chance_within
+from policies.slowness import Limit, Spread, chance_by
 
 # Nothing was simulated farther out than this many standard errors, so P is at most 0.999.
 MOST_ROOM = 3.0
@@ -42,16 +42,16 @@ class SimulatedRun:
 @dataclass(frozen=True)
 class Runs:
     """Runs of one settings under one workload. Draw 0 has runs of several slownesses, which show
-    how metrics follow; every other draw has at least one, whose distance to them it keeps. No
-    chance is above ``certainty``: what slowness is taken to be may not hold. ``correlation`` is
-    that of the slowness of steps with prompts and of decodes, ``prompts_mean`` and ``decodes_mean``
-    what they are on average; without a run that tells them apart they are one."""
+    how metrics follow; every other draw has at least one, whose distance to them it keeps.
+    ``correlation`` is that of the slowness of steps with prompts and of decodes, ``prompts_mean``
+    and ``decodes_mean`` what they are on average, and ``spreads`` how far they may scatter about
+    that, each as likely; without a run that tells them apart they are one."""
 
     runs: tuple[SimulatedRun, ...]
-    certainty: float = 1.0
     correlation: float = 1.0
     prompts_mean: float = 0.0
     decodes_mean: float = 0.0
+    spreads: tuple[Spread, ...] = (Spread(),)
     _chances: dict[tuple[tuple[Constraint, ...], int], float] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
@@ -63,11 +63,6 @@ class Runs:
     def chance(self, constraints: Sequence[Constraint], *, unseen: int = 0) -> float:
         """The chance that another run meets all ``constraints``; the most that it may be once
         ``unseen`` more draws are known."""
-        return min(self.certainty, self.unbounded_chance(constraints, unseen=unseen))
-
-    def unbounded_chance(self, constraints: Sequence[Constraint], *, unseen: int = 0) -> float:
-        """The same if slowness is what it is taken to be: by this candidates are compared whose
-        certainty is alike."""
         key = tuple(constraints), unseen
         if key not in self._chances:
             rooms = [self._joint_room(self._limits(draw, constraints)) for draw in self.draws]
@@ -84,8 +79,6 @@ class Runs:
     ) -> float | None:
         """The tightest bound of ``constraint`` that is met with ``chance``, together with
         ``others``; None: there is none."""
-        if chance > self.certainty:
-            return None
         limits = {draw: self._limits(draw, others) for draw in self.draws}
 
         def passes(cost: float) -> bool:
@@ -123,7 +116,7 @@ class Runs:
 
     def _joint_room(self, limits: Sequence[Limit]) -> float:
         """The room of one constraint that is met as likely as all ``limits``, within -3..3."""
-        chance = chance_within(limits, self.correlation if self._alone else 1.0)
+        chance = chance_by(limits, self.correlation if self._alone else 1.0, self.spreads)
         if not 0 < chance < 1:
             return MOST_ROOM if chance else -MOST_ROOM
         return max(-MOST_ROOM, min(MOST_ROOM, NormalDist().inv_cdf(chance)))

@@ -288,7 +288,7 @@ def _rejection(
         why, detail = PointRejection.MORE_DEVICES, f"{point.cost_devices} > {best.cost_devices}"
     elif rounded_chance(point, sla) < rounded_chance(best, sla):
         why = PointRejection.LESS_LIKELY
-        own, other = (each.unbounded_probability(sla) for each in (point, best))
+        own, other = (each.probability(sla) for each in (point, best))
         detail = f"P(SLA met) by its runs {own:.2f} < {other:.2f}"
     else:
         why = PointRejection.SLOWER

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 
 # The first unknown is looked at in the middles of this many equal shares.
 NUM_PARTS = 32
@@ -26,6 +26,29 @@ class Limit:
 
     room: float
     share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How far both unknowns scatter, in the standard errors that rooms are told in."""
+
+    prompts: float = 1.0
+    decodes: float = 1.0
+
+    def of(self, limit: Limit) -> Limit:
+        """The same limit of unknowns that scatter by 1."""
+        prompts, decodes = limit.share * self.prompts, (1 - limit.share) * self.decodes
+        whole = prompts + decodes
+        if whole == 0:
+            return replace(limit, room=math.copysign(math.inf, limit.room))
+        return Limit(room=limit.room / whole, share=prompts / whole)
+
+
+def chance_by(limits: Sequence[Limit], correlation: float, spreads: Sequence[Spread]) -> float:
+    """The chance that all ``limits`` are met, where each of ``spreads`` is as likely."""
+    return fmean(
+        chance_within([spread.of(limit) for limit in limits], correlation) for spread in spreads
+    )
 
 
 def chance_within(limits: Sequence[Limit], correlation: float) -> float:

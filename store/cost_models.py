@@ -30,11 +30,14 @@ class CostModelRepository:
             raise NotFoundError("cost model", cost_model_id)
         return model
 
-    def find_newest(self, fingerprint: str) -> CostModel | None:
-        """The newest model of this hardware."""
+    def find_newest(self, fingerprint: str, *, weights: str | None = None) -> CostModel | None:
+        """The newest model of this hardware, and where ``weights`` are named, of layers held so; in
+        models of older versions they are not told."""
+        told = CostModel.document["weights"].as_string()
+        is_of = sa.true() if weights is None else sa.or_(told.is_(None), told == weights)
         query = (
             sa.select(CostModel)
-            .where(CostModel.fingerprint == fingerprint)
+            .where(CostModel.fingerprint == fingerprint, is_of)
             .order_by(CostModel.id.desc())
             .limit(1)
         )

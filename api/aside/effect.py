@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from api.aside.step_times import blocks_of, by_step_model, node_of, on_node
+from api.aside.step_times import by_step_model, node_of, on_node
 from api.documents.policy import model_from_json
-from engine.spec.feasible import check_plan
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import Measurement
 from engine.spec.settings import Settings
@@ -68,19 +67,10 @@ def _described(question: Json) -> tuple[RunAt, float]:
 def _here(question: Json) -> tuple[RunAt, float]:
     """Runs by the step model that the engine was tuned with, and its interval."""
     step_model = StepModel.from_json(question["cost_model"], where="cost model")
-    model = model_from_json(question["model"])
-
-    inventory = Inventory.from_json(question["inventory"])
-
-    def blocks(settings: Settings) -> int:
-        check_plan(settings.plan, model)
-        return blocks_of(inventory, settings.plan, model)
-
     run_at = by_step_model(
         step_model,
-        model,
-        block_size=inventory.block_size,
+        model_from_json(question["model"]),
+        Inventory.from_json(question["inventory"]),
         max_model_len=question["max_model_len"],
-        num_kv_blocks=blocks,
     )
     return run_at, step_model.error.plan_interval

@@ -12,7 +12,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.settings import Settings
 from policies.sla import Sla
 from tuner.described.document import simulation_json, with_interval
-from tuner.described.parse import check_context
+from tuner.described.parse import check_context, checkpoint_weights
 from tuner.described.title import Asked, Title
 from tuner.simulation.simulate import (
     OnProgress,
@@ -43,12 +43,14 @@ def simulated(question: Json) -> Json:
     Raises:
         TunerError: too many requests, or a step model that gives no step times.
     """
-    model = load_model(_model(question))
+    name = _model(question)
+    model = load_model(name)
     settings = Settings.from_json(question["settings"])
     check_plan(settings.plan, model)
     check_context(question["max_model_len"], model, question["model"])
     workload = _workload(question)
     step_model = StepModel.from_json(question["cost_model"], where="cost model")
+    step_model.refuse_checkpoint(checkpoint_weights(name, model))
     sla = None if question["sla"] is None else Sla.parse(question["sla"])
     try:
         return _run(question, model, settings, workload, step_model, sla)
@@ -98,7 +100,9 @@ def _run(
         origin={},
         intervals=with_interval(result, run, sla, interval=interval),
         warnings=(*workload.warnings, *filter(None, [other])),
-        title=str(Title.of_machine(step_model.machine, config.dtype, asked)),
+        title=str(
+            Title.of_machine(step_model.machine, config.dtype, asked, weights=step_model.weights)
+        ),
     )
     return {name: value for name, value in document.items() if name not in LEFT_OUT}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from api.aside.step_times import blocks_of, by_step_model, node_of, on_node
+from api.aside.step_times import by_step_model, node_of, on_node
 from api.documents.policy import model_from_json
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import Measurement
@@ -81,9 +81,5 @@ def _runner(question: Json) -> RunAt:
     inventory = Inventory.from_json(question["inventory"])
     if question["hardware"] is not None:
         return on_node(node_of(question, model, inventory))
-    return by_step_model(
-        StepModel.from_json(question["cost_model"], where="cost model"),
-        model,
-        block_size=inventory.block_size,
-        num_kv_blocks=lambda settings: blocks_of(inventory, settings.plan, model),
-    )
+    step_model = StepModel.from_json(question["cost_model"], where="cost model")
+    return by_step_model(step_model, model, inventory)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+from api.documents.inventory import weights_held
 from api.documents.places import is_name
+from engine.spec.feasible import check_plan
 from engine.spec.inventory import Inventory, kv_bytes_of_rank
 from engine.spec.measurement import Measurement
 from engine.spec.model import ModelConfig
@@ -69,23 +70,28 @@ def on_node(node: Node) -> RunAt:
 def by_step_model(
     step_model: StepModel,
     model: ModelConfig,
+    inventory: Inventory,
     *,
-    block_size: int,
-    num_kv_blocks: Callable[[Settings], int],
     max_model_len: int | None = None,
 ) -> RunAt:
-    """Runs by step times that were measured; ``num_kv_blocks`` of each rank under settings."""
+    """Runs by step times that were measured of an engine with this model and inventory.
+
+    Raises:
+        TunerError: they were measured with weights held otherwise than the engine's are.
+    """
+    step_model.refuse_other(weights_held(model, inventory))
 
     def run_at(settings: Settings, load: Workload, step_scale: float) -> Measurement:
         plan = settings.plan
+        check_plan(plan, model)
         ranks = Ranks(
             timer=ScaledTimer(step_model.timer(plan, model, hides_host=True), step_scale),
-            num_kv_blocks=num_kv_blocks(settings),
+            num_kv_blocks=blocks_of(inventory, plan, model),
         )
         engine = SimulatedEngine(
             model=model,
             ranks_of=ranks_of_one(plan, ranks),
-            block_size=block_size,
+            block_size=inventory.block_size,
             max_model_len=max_model_len,
             look_ahead=LookAhead.BEFORE_END,  # as the engine does
         )

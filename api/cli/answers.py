@@ -139,6 +139,7 @@ def serve_defaults(answer: Answer) -> dict[str, Any]:
             "kv_cache_mib": place.kv_cache_mib,
             "block_size": place.block_size,
             "max_model_len": place.max_model_len,
+            "quantization": place.quantization,
             "link": place.link,
         }
     return {name: str(value) for name, value in options.items() if value is not None}

@@ -205,7 +205,9 @@ def _here(asked: Question, machine: LocalMachine, comparing: Comparing) -> Where
             num_draws=comparing.draws,
         ),
         steps=MachineSteps(machine=known, num_devices=count),
-        title=Title.of_machine(model.machine, known.config.dtype, asked.asked),
+        title=Title.of_machine(
+            model.machine, known.config.dtype, asked.asked, weights=model.weights
+        ),
         origin={
             "model": {"name": asked.model, **model_json(known.model)},
             "dtype": known.config.dtype.value,

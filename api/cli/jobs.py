@@ -9,6 +9,7 @@ import typer
 
 from api.cli.common import end, log, print_json, print_line
 from api.cli.control_plane import ControlPlane
+from api.cli.engine_options import QuantizationOption
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import GoalOptions, Served
@@ -33,8 +34,8 @@ ENDS = {
 
 @grouped(
     help_order="model workload sla hardware devices trials seed budget objective use_all "
-    "price_per_device_hour capacity_table capacity_seconds dtype backend backend_set cost_model "
-    "on_busy follow"
+    "price_per_device_hour capacity_table capacity_seconds dtype quantization backend backend_set "
+    "cost_model on_busy follow"
 )
 def create(
     search: Search,
@@ -44,6 +45,7 @@ def create(
     hardware: Annotated[
         str, typer.Option(help="'local' (the service's machine), or described: 8xh200.")
     ] = "local",
+    quantization: QuantizationOption = None,
     cost_model: Annotated[
         str | None, typer.Option(metavar="ID", help="Use these step times: cm_...")
     ] = None,
@@ -68,6 +70,7 @@ def create(
         "seed": search.seed,
         "hardware": hardware,
         "dtype": None if served.dtype == "auto" else served.dtype,
+        "quantization": quantization,
         "backend": served.chosen_backend,
         "cost_model_id": cost_model,
         "on_busy": on_busy,

@@ -38,8 +38,8 @@ WITH_RESUME = ("resume", "trials", "out", "plot", "as_json")
 @grouped(
     help_order="model workload sla objective use_all price_per_device_hour devices trials seed "
     "budget out hardware cost_model engine engine_command start_timeout_s live probe_requests "
-    "probe_paced capacity_seconds dtype backend backend_set device link timeout_s kv_cache_mib "
-    "profile_seconds resume plot"
+    "probe_paced capacity_seconds dtype quantization backend backend_set device link timeout_s "
+    "kv_cache_mib profile_seconds resume plot"
 )
 def tune(
     ctx: typer.Context,

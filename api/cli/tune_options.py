@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli.common import fail
-from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, check_device
+from api.cli.engine_options import (
+    MOST_DEVICES,
+    MOST_SEED,
+    DeviceOption,
+    QuantizationOption,
+    check_device,
+)
 from api.cli.groups import GoalOptions, LocalMachine, Served
 
 if TYPE_CHECKING:
@@ -115,6 +121,7 @@ class TunedMachine(LocalMachine):
         typer.Option(metavar="FILE|ID", help="Cost model; without one this machine is profiled."),
     ] = None
     device: DeviceOption = "cpu"
+    quantization: QuantizationOption = None
     kv_cache_mib: Annotated[
         int | None, typer.Option(min=1, max=2**30, help="KV cache per rank (CPU); by default 256.")
     ] = None
@@ -152,6 +159,7 @@ def tuning_spec(
         seed=search.seed,
         hardware=hardware,
         dtype=None if served.dtype == "auto" else served.dtype,
+        quantization=machine.quantization,
         backend=served.chosen_backend,
         device=check_device(machine.device),
         link=machine.link,

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import fail, log, print_json, print_line
-from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, JsonOption, check_device
+from api.cli.engine_options import (
+    MOST_DEVICES,
+    MOST_SEED,
+    DeviceOption,
+    JsonOption,
+    QuantizationOption,
+    check_device,
+)
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.trial_bar import TrialBar
@@ -73,6 +80,7 @@ class FirstTune:
     ] = 30.0
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")] = 0
     device: DeviceOption = "cpu"
+    quantization: QuantizationOption = None
     plan: Annotated[
         str | None,
         typer.Option(
@@ -99,7 +107,8 @@ class Ports:
 
 
 @grouped(
-    help_order="model sla workload devices trials plan device profile_seconds seed port engine_port"
+    help_order="model sla workload devices trials plan device quantization profile_seconds seed "
+    "port engine_port"
 )
 def up(wanted: Wanted, first: FirstTune, ports: Ports, as_json: JsonOption = False) -> None:
     """Start the control plane, tune the model for the SLA, and serve it with the answer.
@@ -201,6 +210,7 @@ def _tune(client: Client, wanted: Wanted, workload: str, first: FirstTune) -> Fo
             "trials": first.trials,
             "seed": first.seed,
             "hardware": "local",
+            "quantization": first.quantization,
             "options": {"device": first.device, "profile_seconds": first.profile_seconds},
         }
     )
@@ -246,12 +256,14 @@ class Starting:
         from api.demo.processes import DemoError
 
         name = wanted.model.resolve().name
+        held = () if first.quantization is None else ("--quantization", first.quantization)
         log("up: engine")
         _, ready = self.children.start(
             "engine",
             *("engine", "serve", "--model", str(wanted.model), *self._words(first, found)),
             *("--port", str(port), "--name", name, "--control", self.control),
             *("--device", first.device),
+            *held,
         )
         end_s = time.monotonic() + REGISTER_S
         while time.monotonic() < end_s:

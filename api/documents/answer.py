@@ -11,6 +11,7 @@ from api.documents.launch import Launch
 from api.documents.tuning_spec import tuning_spec
 from api.schemas.base import Json
 from engine.spec.names import did_you_mean
+from engine.spec.quantisation import WeightFormat
 from engine.spec.settings import Settings
 from tuner.hardware import Precision
 from tuner.planner.document import SCHEMA as PLAN_SCHEMA
@@ -39,6 +40,7 @@ class Place:
     kv_cache_mib: int | None = None
     block_size: int | None = None
     max_model_len: int | None = None
+    quantization: WeightFormat | None = None
     link: str | None = None
 
     @property
@@ -165,6 +167,7 @@ def _place_of(spec: TuningSpec) -> Place:
             kv_cache_mib=spec.kv_cache_mib,
             block_size=spec.block_size,
             max_model_len=spec.max_model_len,
+            quantization=spec.quantization,
             link=spec.link,
         )
     return Place(

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from api.documents.policy import model_from_json
 from engine.spec.errors import PlanError, PolicyError
 from engine.spec.inventory import MOST_RANKS, Inventory, RankKind
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from store.models.base import Json
+from tuner.profiling.profile import weights_of
 
 
 def read_inventory(document: Json | None, capabilities: Sequence[Json]) -> Inventory:
@@ -25,6 +27,14 @@ def read_inventory(document: Json | None, capabilities: Sequence[Json]) -> Inven
     limits = [knob.get("maximum") for knob in capabilities if knob.get("name") == "plan"]
     known = [int(m) for m in limits if isinstance(m, int | float) and 1 <= m <= MOST_RANKS]
     return Inventory(kind=RankKind.CPU, max_ranks=min(known, default=MOST_RANKS))
+
+
+def weights_held(model: ModelConfig, inventory: Inventory) -> str | None:
+    """What an engine's ranks hold the layers of its ``model`` in, in the words of cost models
+    (:func:`tuner.profiling.profile.weights_of`); None where ranks are paced and hold none."""
+    if inventory.kind is RankKind.PACED:
+        return None
+    return weights_of(model, None, inventory.kind.value)
 
 
 def check_plan(plan: ParallelPlan, inventory: Inventory, model: Json, *, pointer: str) -> None:

@@ -30,6 +30,7 @@ def tuning_spec(job: Json) -> TuningSpec:
         PolicyInputError: an SLA that cannot be read.
     """
     shared = {name: job[name] for name in SHARED}
+    shared["quantization"] = job.get("quantization")  # jobs of earlier versions have none
     backend = job.get("backend") or EARLIER_BACKEND
     return TuningSpec.from_json({**shared, "backend": backend, **job["options"]})
 
@@ -53,6 +54,6 @@ def foreseen_scale(job: Json, recommended: Json) -> float:
 def job_document(spec: TuningSpec) -> Json:
     """The inverse of :func:`tuning_spec`."""
     every = spec.to_json()
-    own = (*SHARED, "backend")
+    own = (*SHARED, "quantization", "backend")
     options = {name: value for name, value in every.items() if name not in own}
     return {**{name: every[name] for name in own}, "options": options}

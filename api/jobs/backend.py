@@ -89,6 +89,14 @@ class TuningBackend(Protocol):
         """Names the hardware whose cost model would do for this job."""
         ...
 
+    def weights(self, spec: Json) -> str | None:
+        """What the job's ranks hold layers in, in the words of cost models; None: any.
+
+        Raises:
+            JobInputError: an input that cannot be read, named.
+        """
+        ...
+
     def prepare(
         self,
         spec: Json,

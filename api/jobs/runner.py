@@ -26,7 +26,7 @@ from api.jobs.leases import DeviceLeases
 from api.schemas.tuning import OnBusy
 from api.services.job_moves import close_cancelled, move
 from store import ConflictError, Database, UnitOfWork
-from store.models import JobState, TuningJob
+from store.models import CostModel, JobState, TuningJob
 from store.outage import Patience, is_outage
 
 WORKER = "worker"
@@ -235,8 +235,13 @@ class JobRunner:
                 return uow.cost_models.get(job.cost_model_id).document
             if not or_newest:
                 return None
-            newest = uow.cost_models.find_newest(self._backend.fingerprint(job.spec))
+            newest = self._newest_model(uow, job)
             return None if newest is None else newest.document
+
+    def _newest_model(self, uow: UnitOfWork, job: TuningJob) -> CostModel | None:
+        """The newest of this hardware and of weights that are held as the job's are."""
+        weights = self._backend.weights(job.spec)
+        return uow.cost_models.find_newest(self._backend.fingerprint(job.spec), weights=weights)
 
     def _take_newest_model(self, job_id: str) -> None:
         """A job without devices has the newest cost model from now on, also after a restart; and
@@ -244,7 +249,7 @@ class JobRunner:
         with self._database.begin() as uow:
             job = uow.jobs.get(job_id, for_update=True)
             if job.cost_model_id is None:
-                newest = uow.cost_models.find_newest(self._backend.fingerprint(job.spec))
+                newest = self._newest_model(uow, job)
                 job.cost_model_id = None if newest is None else newest.id
 
     def _keep_trial(self, job_id: str, record: Json, groundwork: Json | None) -> None:

@@ -21,7 +21,9 @@ from api.jobs.backend import (
 )
 from api.jobs.kept_traces import KeptTraces
 from engine.spec.errors import EngineError
+from engine.spec.model import ModelConfig
 from policies.errors import PolicyInputError
+from tuner.profiling.profile import weights_of
 from tuner.search.context import TuningContext, TuningEvent
 from tuner.search.groundwork import new_groundwork
 from tuner.search.prepare import prepare
@@ -65,6 +67,12 @@ class TunerBackend:
 
     def fingerprint(self, spec: Json) -> str:
         return this_machine(tuning_spec(spec).device).id
+
+    def weights(self, spec: Json) -> str | None:
+        with _input_errors():
+            wanted = self._places.confine_model(tuning_spec(spec))
+            model = ModelConfig.from_dir(wanted.model_path)
+            return weights_of(model, wanted.quantization, wanted.device)
 
     def prepare(
         self,

@@ -17,6 +17,7 @@ from pydantic import (
 from api.schemas.base import Body, Json, View, shown
 from api.schemas.examples import cost_models, tuning
 from api.schemas.plain import Whole
+from engine.spec.quantisation import WeightFormat
 from store.models import JobState
 from tuner.hardware.device import MAX_DEVICES
 from tuner.search.spec import MAX_SEED
@@ -52,6 +53,10 @@ class TuningJobCreate(Body):
         default="local", description="'local', or described hardware of /v1/hardware, as in 8xh200"
     )
     dtype: str | None = Field(default=None, description="Number format, else the checkpoint's")
+    quantization: WeightFormat | None = Field(
+        default=None,
+        description="On this machine: quantise the layers of a plain checkpoint as it is loaded",
+    )
     backend: str | None = Field(
         default=None,
         description="Serving system on described hardware, of /v1/backends, as vllm, vllm@0.12 or "

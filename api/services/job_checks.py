@@ -25,7 +25,7 @@ from store.models import WorkloadRow
 from tuner.backends import load_backend
 from tuner.described.parse import backend_of
 from tuner.hardware import parse_hardware
-from tuner.search.spec import LOCAL, check_dtype
+from tuner.search.spec import LOCAL, check_dtype, check_quantization
 from tuner.spec.errors import TunerError
 from tuner.work.models import find_model, load_model
 from tuner.workload.parse import check_workload as check_process
@@ -70,6 +70,7 @@ def check_job(body: TuningJobCreate, settings: ServiceSettings) -> None:
         ("/num_devices", lambda: _check_here(body.hardware, body.num_devices, settings)),
         ("/backend", lambda: _check_backend(body.backend, body.hardware)),
         ("/dtype", lambda: check_dtype(body.dtype)),
+        ("/quantization", lambda: check_quantization(body.quantization, body.hardware)),
     ]
     require_all(checks, COULD_NOT_RUN)
     require_all([("/options", lambda: _check_options(body, settings))], COULD_NOT_RUN)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from api.documents.answer import read_recommendation
+from api.documents.inventory import weights_held
 from api.documents.launch import launch_for
-from api.documents.policy import PolicyDocument, envelope_in
+from api.documents.policy import PolicyDocument, envelope_in, model_from_json
 from api.documents.recommendation import recommended_settings, within_envelope
 from api.schemas.launch import LaunchView
 from api.schemas.observed import UNNAMED
@@ -47,7 +48,12 @@ def apply(
     after, control, left_out = as_policy(uow, recommendation_id, engine, before)
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
     found = policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
-    told = [*found.warnings, *left_out, *_other_model(uow, recommendation_id, engine)]
+    told = [
+        *found.warnings,
+        *left_out,
+        *_other_model(uow, recommendation_id, engine),
+        *_other_weights(uow, recommendation_id, engine),
+    ]
     return found.model_copy(update={"warnings": told})
 
 
@@ -95,6 +101,21 @@ def _other_model(uow: UnitOfWork, recommendation_id: str, engine: EngineRow) -> 
     if not tuned or served in (tuned, UNNAMED):
         return []
     return [f"tuned for {tuned}, and the engine serves {served}: see that they are one model"]
+
+
+def _other_weights(uow: UnitOfWork, recommendation_id: str, engine: EngineRow) -> list[str]:
+    """That the model was tuned with its layers held otherwise."""
+    cost_model_id = uow.recommendations.get(recommendation_id).cost_model_id
+    if cost_model_id is None or not engine.model:
+        return []
+    tuned = uow.cost_models.get(cost_model_id).document.get("weights")
+    served = weights_held(model_from_json(engine.model), policies.inventory_of(engine))
+    if None in (tuned, served) or tuned == served:
+        return []
+    return [
+        f"tuned with {tuned} weights, and the engine holds {served} ones: its steps take another "
+        "time than what was found rests on"
+    ]
 
 
 def _name(model: str) -> str:

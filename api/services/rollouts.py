@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from api.documents.policy import PolicyDocument
+from api.documents.inventory import weights_held
+from api.documents.policy import PolicyDocument, model_from_json
 from api.documents.rollout import canary_from_json, limits_from_json, limits_to_json
 from api.documents.tuning_spec import field_of, foreseen_scale
 from api.schemas.rollouts import (
@@ -21,10 +22,11 @@ from api.web.settings import ServiceSettings
 from engine.policy.document import REPLICAS, KnobClass
 from policies.rollout import Pair, RolloutReason
 from store import ConflictError, UnitOfWork
-from store.models import EngineRow, RolloutRow, RolloutState
+from store.models import CostModel, EngineRow, RolloutRow, RolloutState
 from store.models.base import Json
 from tuner.hardware import parse_hardware
 from tuner.spec.errors import TunerError
+from tuner.step_model.model import StepModel
 
 # Changes of these classes can be made and taken back within one slice.
 TAKES_TURNS = (KnobClass.HOT, KnobClass.DRAIN)
@@ -225,6 +227,22 @@ def _require_ready(engine: EngineRow, after: PolicyDocument, settings: ServiceSe
         raise ApiError(409, "engine_silent", f"engine {engine.id} has sent no heartbeat lately")
 
 
+def _check_weights(cost_model: CostModel, engine: EngineRow) -> None:
+    """Refuse step times of weights that are held otherwise than the engine's."""
+    if not engine.model:
+        return
+    held = weights_held(model_from_json(engine.model), policies.inventory_of(engine))
+    try:
+        StepModel.from_json(cost_model.document, where="cost model").refuse_other(held)
+    except TunerError as error:
+        raise ApiError(
+            409,
+            "no_step_times",
+            f"{error}; name another with replay.cost_model_id, or skip the replay with "
+            "replay.skip (on a command line --cost-model or --skip-replay)",
+        ) from error
+
+
 def _replay(uow: UnitOfWork, engine: EngineRow, asked: ReplayIn) -> Json | None:
     """Where the step times of a replay come from."""
     if asked.skip:
@@ -243,7 +261,9 @@ def _replay(uow: UnitOfWork, engine: EngineRow, asked: ReplayIn) -> Json | None:
         cost_model_id, hardware = found.cost_model_id, field_of(tuned_for, "hardware")
         scale = foreseen_scale(tuned_for, found.document)
     if cost_model_id is not None:
-        return {"cost_model_id": uow.cost_models.get(cost_model_id).id, "step_scale": scale}
+        cost_model = uow.cost_models.get(cost_model_id)
+        _check_weights(cost_model, engine)
+        return {"cost_model_id": cost_model.id, "step_scale": scale}
     if hardware not in (None, "local"):
         return {"hardware": hardware, "step_scale": scale}
     raise ApiError(

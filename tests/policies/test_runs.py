@@ -6,6 +6,7 @@ import pytest
 
 from policies.runs import Runs, SimulatedRun
 from policies.sla import Sla
+from policies.slowness import Spread
 
 TTFT = Sla.parse("p95_ttft_ms<=200").per_run
 BOTH = Sla.parse("p95_ttft_ms<=200,p95_tpot_ms<=20").per_run
@@ -64,15 +65,29 @@ def test_draws_that_differ_make_a_sure_answer_less_sure_and_a_hopeless_one_less_
     assert Runs((*hopeless, *spread)).chance(TTFT) > Runs(hopeless).chance(TTFT)
 
 
-def test_no_chance_is_above_the_certainty_and_no_bound_is_told_for_more() -> None:
-    doubtful = Runs(three(ttft=20.0), certainty=0.8)
-    assert Runs(three(ttft=20.0)).chance(TTFT) > 0.99
-    assert doubtful.chance(TTFT) == 0.8
-    assert doubtful.unbounded_chance(TTFT) > 0.99
-    assert doubtful.find_bound(TTFT[0], (), 0.9) is None
-    assert doubtful.find_bound(TTFT[0], (), 0.7) is not None
-    hopeless = three(ttft=400.0)
-    assert Runs(hopeless, certainty=0.8).chance(TTFT) == Runs(hopeless).chance(TTFT)
+def test_steps_that_scatter_less_than_widths_say_make_a_likely_answer_likelier() -> None:
+    """And an unlikely one less likely: their widths hold more than what P is about."""
+    narrow = (Spread(prompts=0.5, decodes=0.5),)
+    for ttft in (60.0, 100.0, 300.0):
+        wide = Runs(three(ttft=ttft)).chance(TTFT)
+        found = Runs(three(ttft=ttft), spreads=narrow).chance(TTFT)
+        assert abs(found - 0.5) > abs(wide - 0.5)
+
+
+def test_scatter_that_is_not_known_leaves_long_tails() -> None:
+    """Of 0.5 and 1.5, and not of what is between them."""
+    unknown = tuple(Spread(prompts=spread, decodes=spread) for spread in (0.5, 1.5))
+    far = Runs(three(ttft=25.0), spreads=unknown)
+    assert far.chance(TTFT) == pytest.approx((1 + 0.9772) / 2, abs=0.002)
+    assert Runs(three(ttft=25.0)).chance(TTFT) > far.chance(TTFT)
+
+
+def test_each_kind_of_steps_scatters_by_its_own() -> None:
+    prompts = {"p95_ttft_ms": 100.0 * 2**1.6, "p95_tpot_ms": 10.0}
+    alone = SimulatedRun(slowness=1.6, draw=0, metrics=prompts, prompts_alone=True)
+    calm = Runs((*three(), alone), correlation=0.0, spreads=(Spread(prompts=1.0, decodes=0.0),))
+    assert calm.chance(BOTH) == pytest.approx(calm.chance(TTFT), abs=1e-6)
+    assert calm.chance(BOTH) == pytest.approx(0.841, abs=0.001)
 
 
 def test_a_number_that_no_run_has_is_never_met() -> None:

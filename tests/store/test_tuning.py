@@ -168,3 +168,19 @@ def test_the_newest_cost_model_of_a_fingerprint_is_found(database: Database) -> 
         assert found is not None
         assert found.document == {"v": 2}
         assert uow.cost_models.find_newest("cpu-b") is None
+
+
+def test_the_newest_cost_model_is_of_the_weights_asked_for_or_says_nothing_of_them(
+    database: Database,
+) -> None:
+    kept = ({"v": 1}, {"v": 2, "weights": "plain"}, {"v": 3, "weights": "w8a8"})
+    with database.begin() as uow:
+        for number, document in enumerate(kept):
+            row = uow.cost_models.add(fingerprint="cpu-a", document=document, created_by="key_1")
+            row.id = f"cm_{number:021x}"
+    with database.read() as uow:
+        found = {
+            weights: uow.cost_models.find_newest("cpu-a", weights=weights)
+            for weights in (None, "plain", "w8a8", "int8")
+        }
+    assert [row and row.document["v"] for row in found.values()] == [3, 2, 3, 1]

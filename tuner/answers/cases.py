@@ -209,7 +209,9 @@ def on_this_machine(
         settings=settings,
         workload=question.workload,
         run_on=run_on,
-        title=Title.of_machine(step_model.machine, known.config.dtype, question.asked),
+        title=Title.of_machine(
+            step_model.machine, known.config.dtype, question.asked, weights=step_model.weights
+        ),
         origin={
             **_local_origin(question, known),
             "steps": steps_json(steps, settings, question.workload),
@@ -231,13 +233,14 @@ def on_this_machine(
 def local_machine(question: Question, machine: ThisMachine) -> Machine:
     """Our engine here, as the cost model that ``machine`` names knows it."""
     from tuner.described.machine import Machine
+    from tuner.described.parse import checkpoint_weights
     from tuner.profiling.profile import PLAIN
     from tuner.step_model.files import load_cost_model
     from tuner.work.models import load_model
 
     model = load_model(question.model)
     config = _local_config(question, machine, model)
-    weights = _weights(question.model, model)
+    weights = checkpoint_weights(question.model, model)
     step_model = load_cost_model(machine.cost_model, model, dtype=config.dtype, weights=weights)
     return Machine(
         step_model=step_model,
@@ -246,21 +249,6 @@ def local_machine(question: Question, machine: ThisMachine) -> Machine:
         max_model_len=question.max_model_len,
         keeps_prefixes=question.keeps_prefixes(False),
     )
-
-
-def _weights(name: str, shape: ModelConfig) -> str | None:
-    """What the checkpoint of the model ``name`` has its layers in; None where ranks here do not
-    read its format."""
-    from engine.spec.errors import CheckpointError
-    from engine.spec.model import ModelConfig
-    from tuner.described.parse import has_checkpoint
-    from tuner.profiling.profile import weights_of
-
-    try:
-        model = ModelConfig.from_dir(Path(name)) if has_checkpoint(name) else shape
-    except CheckpointError:
-        return None
-    return weights_of(model, None, "cpu")
 
 
 def _as_profiled(shape: ModelConfig, step_model: StepModel, *, has_head: bool) -> ModelConfig:

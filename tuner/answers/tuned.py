@@ -14,7 +14,7 @@ from tuner.described.title import Title
 from tuner.search.context import OnEvent
 from tuner.search.costs import device_seconds
 from tuner.search.report import TuningReport
-from tuner.search.spec import DEFAULT_KV_CACHE_MIB, LOCAL, TuningSpec
+from tuner.search.spec import DEFAULT_KV_CACHE_MIB, LOCAL, TuningSpec, read_weight_format
 from tuner.search.trials import TrialRecord
 from tuner.search.tune import tune as run_tuning
 
@@ -94,6 +94,7 @@ def tune(
     trials: int = 12,
     seed: int = 0,
     dtype: str | None = None,
+    quantization: str | None = None,
     backend: str | None = None,
     device: str = "cpu",
     link: str | None = None,
@@ -129,6 +130,7 @@ def tune(
         seed=seed,
         hardware=hardware,
         dtype=dtype,
+        quantization=read_weight_format(quantization),
         backend=backend,
         device=device,
         link=link,

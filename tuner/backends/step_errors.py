@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 # Step times of what was never measured are off by this much more.
@@ -21,7 +21,8 @@ class Phase(StrEnum):
 class StepErrorBand:
     """The 90 % half width of log(true / simulated) step times of ``phase``, from ``rows`` held-out
     runs with so many clients a replica and such a degree; both ends belong to it. ``unexplained``
-    is the share of runs beside them whose error no step times explain."""
+    is the share of runs beside them whose error no step times explain. ``spreads`` are standard
+    deviations of what step times explain, about the system's mean: each as likely as the others."""
 
     phase: Phase
     min_clients: int
@@ -31,6 +32,7 @@ class StepErrorBand:
     rows: int
     half_width: float
     unexplained: float = 0.0
+    spreads: tuple[float, ...] = ()
 
     def holds(self, clients: float, tp: int) -> bool:
         """Whether a replica with this many requests at once and this degree is in it."""
@@ -69,26 +71,19 @@ class StepErrors:
     prefill_mean: float = 0.0
     decode_mean: float = 0.0
 
-    @property
-    def unseen_certainty(self) -> float:
-        """No chance of a model that was never served is above it: of ``n`` groups and one more like
-        them, that one is off by more than all others with a chance of 1 in ``n`` + 1, whatever
-        widths say (the rank argument of conformal prediction, groups for observations: Dunn,
-        Wasserman and Ramdas, Journal of the American Statistical Association 118, 2023)."""
-        count = len(self.compared)
-        return count / (count + 1) if count else 1.0
-
     def band(self, phase: Phase, clients: float, tp: int) -> StepErrorBand:
         """The first band that holds the question, else the one of all runs."""
         return _first(self.bands, phase, clients, tp)
 
     def unseen_band(self, phase: Phase, clients: float, tp: int) -> StepErrorBand:
-        """The same of a model that was never served: at least as wide."""
+        """The same of a model that was never served: at least as wide. Its spreads are by load
+        alone."""
         own = self.band(phase, clients, tp)
         if not self.unseen:
             return own
         found = _first(self.unseen, phase, clients, tp)
-        return found if found.half_width > own.half_width else own
+        wider = found if found.half_width > own.half_width else own
+        return replace(wider, spreads=found.spreads)
 
 
 def _first(bands: Sequence[StepErrorBand], phase: Phase, clients: float, tp: int) -> StepErrorBand:

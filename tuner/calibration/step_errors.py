@@ -35,12 +35,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+from policies.points import INTERVAL_Z
 from tuner.backends import Backend, load_profile
 from tuner.backends.backend import BACKENDS
 from tuner.backends.step_errors import Phase, ServedGroup, StepErrorBand, StepErrors
 from tuner.calibration.served import SOURCES, parameters_of
 from tuner.calibration.served_fit import CHUNK, with_values
 from tuner.calibration.served_rows import RowSimulator, ServedRow, read_served_rows
+from tuner.calibration.spreads import spreads_of_another
 from tuner.step_model.fit import conformal
 
 FloatArray = npt.NDArray[np.float64]
@@ -107,7 +109,9 @@ def step_errors(needed: Sequence[Needed], beside: Sequence[Needed] = ()) -> Step
     # Those that two systems served stand twice.
     compared = sorted({(e.row.group, e.row.device, e.row.model) for e in (*needed, *beside)})
     return StepErrors(
-        bands=tuple(band for phase in Phase for band in _bands(needed, phase)),
+        bands=tuple(
+            band for phase in Phase for band in _bands(needed, phase, mean_error(needed, phase))
+        ),
         groups=tuple(ServedGroup(device=device, model=model) for device, model in groups),
         unseen=tuple(band for phase in Phase for band in _unseen_bands(needed, beside, phase)),
         devices=tuple(sorted({row.device for row in rows})),
@@ -129,14 +133,17 @@ def mean_error(needed: Sequence[Needed], phase: Phase) -> float:
 
 
 def correlation(needed: Sequence[Needed]) -> float:
-    """Of what one run needs for its TTFT and for its TPOT, about 0, every group counting alike;
-    at least 0: nothing known makes a kind of steps quicker where the other is slower. Of all
-    systems together, of the runs that step times explain."""
-    explained = _both_explained(needed)
+    """Of what one run needs for its TTFT and for its TPOT, about the means of its system, every
+    group counting alike; at least 0: nothing known makes a kind of steps quicker where the other is
+    slower. Of all systems together, of the runs that step times explain."""
     moments = []
-    for group in sorted({each.row.group for each in explained}):
-        errors = np.array([(e.prefill, e.decode) for e in explained if e.row.group == group])
-        moments.append(errors.T @ errors / len(errors))
+    for name in sorted({each.row.backend for each in needed}):
+        own = [each for each in needed if each.row.backend == name]
+        means = [mean_error(own, phase) for phase in Phase]
+        groups = (_by_group(_both_explained(own), phase) for phase in Phase)
+        for errors in zip(*groups, strict=True):
+            off = np.array(errors).T - means
+            moments.append(off.T @ off / len(off))
     if not moments:
         return 1.0
     both = np.mean(moments, axis=0)
@@ -186,7 +193,7 @@ def coverages(needed: Sequence[Needed], beside: Sequence[Needed] = ()) -> list[C
     return found
 
 
-def _bands(needed: Sequence[Needed], phase: Phase) -> Iterator[StepErrorBand]:
+def _bands(needed: Sequence[Needed], phase: Phase, mean: float) -> Iterator[StepErrorBand]:
     """The narrowest first: whoever asks takes the first that holds them."""
     every = (1, max(each.row.concurrency for each in needed))
     all_tp = (1, max(each.row.tp for each in needed))
@@ -194,9 +201,9 @@ def _bands(needed: Sequence[Needed], phase: Phase) -> Iterator[StepErrorBand]:
         *((clients, tp) for tp in DEGREES for clients in CLIENTS),
         *((clients, all_tp) for clients in CLIENTS),
     ]
-    bands = [_band(needed, phase, clients, tp) for clients, tp in narrow]
+    bands = [_band(needed, phase, clients, tp, mean) for clients, tp in narrow]
     yield from (band for band in bands if band is not None and band.rows >= LEAST_ROWS)
-    widest = _band(needed, phase, every, all_tp)
+    widest = _band(needed, phase, every, all_tp, mean)
     assert widest is not None, "it holds every run"
     yield widest
 
@@ -216,7 +223,21 @@ def _unseen_bands(
         own, others = (
             _by_group(_within(runs, clients, all_tp), phase) for runs in (needed, beside)
         )
-        yield replace(band, half_width=round(unseen_half_width(own, others), 3))
+        mine, apart = (_both_explained(_within(runs, clients, all_tp)) for runs in (needed, beside))
+        spreads = _unseen_spreads(mine, apart, phase)
+        half_width = round(unseen_half_width(own, others), 3)
+        yield replace(band, half_width=half_width, spreads=spreads)
+
+
+def _unseen_spreads(
+    needed: Sequence[Needed], beside: Sequence[Needed], phase: Phase
+) -> tuple[float, ...]:
+    """Of runs that step times explain, as P of a model that was served is of such; see
+    :mod:`tuner.calibration.spreads`."""
+    own = _by_group(needed, phase)
+    others = sorted({each.row.backend for each in beside})
+    apart = [_by_group(of_system(beside, name)[0], phase) for name in others]
+    return spreads_of_another(own, apart) if own else ()
 
 
 def _by_group(needed: Sequence[Needed], phase: Phase) -> list[FloatArray]:
@@ -267,11 +288,15 @@ def _both_explained(needed: Sequence[Needed]) -> list[Needed]:
 
 
 def _band(
-    needed: Sequence[Needed], phase: Phase, clients: tuple[int, int], tp: tuple[int, int]
+    needed: Sequence[Needed],
+    phase: Phase,
+    clients: tuple[int, int],
+    tp: tuple[int, int],
+    mean: float = 0.0,
 ) -> StepErrorBand | None:
     every = _within(needed, clients, tp)
-    logs = [abs(each.of(phase)) for each in _explained(every, phase)]
-    if not logs:
+    logs = np.array([each.of(phase) for each in _explained(every, phase)])
+    if not len(logs):
         return None
     return StepErrorBand(
         phase=phase,
@@ -280,8 +305,9 @@ def _band(
         min_tp=tp[0],
         max_tp=tp[1],
         rows=len(logs),
-        half_width=round(conformal(np.array(logs)), 3),
+        half_width=round(conformal(np.abs(logs)), 3),
         unexplained=round(1 - len(logs) / len(every), 3),
+        spreads=(round(conformal(np.abs(logs - mean)) / INTERVAL_Z, 4),),
     )
 
 

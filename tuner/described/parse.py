@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.spec.config import EngineConfig, ExecutorKind
-from engine.spec.errors import PlanError
+from engine.spec.errors import CheckpointError, PlanError
 from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import ENDS
 from engine.spec.plan import ParallelPlan
@@ -17,6 +17,7 @@ from tuner.described.node import Node
 from tuner.described.reshape_cost import reshape_cost
 from tuner.hardware import Precision, parse_hardware
 from tuner.launch.why_not import why_not
+from tuner.profiling.profile import weights_of
 from tuner.spec.errors import TunerError
 from tuner.work.models import CONFIG, find_quantisation, load_model
 
@@ -132,6 +133,17 @@ def read_rank_dtype(word: str | None, model: ModelConfig) -> DType:
 def has_checkpoint(model: str) -> bool:
     """Whether ``model`` is a folder that an engine can be started from, not just a name."""
     return (Path(model) / CONFIG).exists()
+
+
+def checkpoint_weights(name: str, shape: ModelConfig) -> str | None:
+    """What ranks on a CPU hold the layers of the model ``name`` in, as its checkpoint is
+    (:func:`tuner.profiling.profile.weights_of`); None where they do not read its format. A name
+    that is no folder has its ``shape``."""
+    try:
+        model = ModelConfig.from_dir(name) if has_checkpoint(name) else shape
+    except CheckpointError:
+        return None
+    return weights_of(model, None, "cpu")
 
 
 def paced_config(config: EngineConfig, node: Node) -> EngineConfig:

@@ -10,7 +10,8 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.points import INTERVAL_Z
-from tuner.backends.step_errors import OUTSIDE_FACTOR, Phase, StepErrors
+from policies.slowness import Spread
+from tuner.backends.step_errors import OUTSIDE_FACTOR, Phase, StepErrorBand, StepErrors
 from tuner.described.node import Node
 from tuner.step_model.timer import StepScale
 from tuner.work.counts import model_sizes
@@ -22,19 +23,20 @@ from tuner.workload.workload import Workload
 class StepError:
     """90 % half widths of log(true / simulated) step times. ``outside`` says in words what about
     the question was never measured; the widths are wider for it. ``unseen`` says so of the model:
-    the widths are then what models that were left out showed, and no chance is above ``certainty``.
+    the widths are then what models that were left out showed.
     ``correlation`` is that of both kinds' errors, ``prefill_mean`` and ``decode_mean`` what these
-    are on average, which the ends of intervals leave out. ``unexplained`` is the share of runs like
-    it whose TTFT no step times explain: that is in no interval."""
+    are on average, which the ends of intervals leave out, and ``spreads`` how far they scatter
+    about that, in standard errors of the widths, each as likely. ``unexplained`` is the share of
+    runs like it whose TTFT no step times explain: that is in no interval."""
 
     prefill: float
     decode: float
     outside: tuple[str, ...] = ()
     unseen: str = ""
-    certainty: float = 1.0
     correlation: float = 1.0
     prefill_mean: float = 0.0
     decode_mean: float = 0.0
+    spreads: tuple[Spread, ...] = (Spread(),)
     unexplained: float = 0.0
 
     def scale(self, slowness: float) -> StepScale:
@@ -91,12 +93,27 @@ def step_error(
         decode=factor * max(least, decode.half_width),
         outside=outside,
         unseen=unseen,
-        certainty=known.unseen_certainty if unseen else 1.0,
         correlation=known.correlation,
         prefill_mean=known.prefill_mean,
         decode_mean=known.decode_mean,
+        # What compared runs scatter by says nothing of what was never compared.
+        spreads=(Spread(),) if outside else _spreads(prefill, decode),
         unexplained=prefill.unexplained,
     )
+
+
+def _spreads(prefill: StepErrorBand, decode: StepErrorBand) -> tuple[Spread, ...]:
+    """In standard errors of each band's width. A model whose steps with prompts are hard to foresee
+    is taken to be one whose decodes are."""
+    if not prefill.spreads or not decode.spreads:
+        return (Spread(),)
+    prompts, decodes = (_in_errors(band) for band in (prefill, decode))
+    return tuple(Spread(prompts=p, decodes=d) for p, d in zip(prompts, decodes, strict=True))
+
+
+def _in_errors(band: StepErrorBand) -> list[float]:
+    error = band.half_width / INTERVAL_Z
+    return [spread / error if error else 0.0 for spread in band.spreads]
 
 
 def mean_active(settings: Settings, workload: Workload, metrics: Mapping[str, float]) -> float:

@@ -11,6 +11,7 @@ from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.described.parse import OWN_BACKEND
 from tuner.hardware import Precision
+from tuner.profiling.profile import PLAIN
 from tuner.spec.machine import Fingerprint
 from tuner.workload.workload import Workload
 
@@ -49,11 +50,15 @@ class Title:
         )
 
     @classmethod
-    def of_machine(cls, machine: Fingerprint, dtype: DType, asked: Asked) -> Title:
-        """On this machine, as its cost model says; the engine there is ours."""
+    def of_machine(
+        cls, machine: Fingerprint, dtype: DType, asked: Asked, *, weights: str | None = None
+    ) -> Title:
+        """On this machine, as its cost model says; the engine there is ours. ``weights``: as
+        :class:`~tuner.step_model.model.StepModel` names what layers are held in."""
+        held = "" if weights in (None, PLAIN) else f" with {weights} weights"
         return cls(
             asked=asked,
-            dtype=Precision.of(dtype).value,
+            dtype=f"{Precision.of(dtype).value}{held}",
             place=f"this machine ({machine})",
             system=f"{OWN_BACKEND} {version(OWN_BACKEND)}",
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.spec.modes import AUTO
+from engine.spec.quantisation import WeightFormat
 from engine.spec.settings import Order, Settings
 from tuner.launch.command import MODEL, LaunchCommand, Served, System, join_notes
 
@@ -50,6 +51,7 @@ class ServedHere:
     device: str
     kv_cache_mib: int
     block_size: int
+    quantization: WeightFormat | None = None
     link: str | None = None
 
 
@@ -60,6 +62,8 @@ def launch_here(
     words = [*_engine_serve(here.model, settings), *_context(max_model_len)]
     words += ["--dtype", here.dtype, "--device", here.device]
     words += ["--kv-cache-mib", str(here.kv_cache_mib), "--block-size", str(here.block_size)]
+    if here.quantization is not None:
+        words += ["--quantization", here.quantization.value]
     if here.link is not None:
         words += ["--link", here.link]
     return LaunchCommand(system=System.GEARSHIFT, command=shlex.join(words))

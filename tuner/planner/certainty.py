@@ -113,10 +113,10 @@ class _Evidence:
         prompts, decodes = error.mean_slowness
         return Runs(
             tuple(self._found[settings]),
-            certainty=error.certainty,
             correlation=error.correlation,
             prompts_mean=prompts,
             decodes_mean=decodes,
+            spreads=error.spreads,
         )
 
     def is_unclear(self, settings: Settings) -> bool:
@@ -131,7 +131,7 @@ class _Evidence:
         """Whether the chance may still be the least one, if ``unseen`` draws have all room there
         is."""
         per_run = self._question.sla.per_run
-        return self.runs(settings).unbounded_chance(per_run, unseen=unseen) >= MIN_CHANCE
+        return self.runs(settings).chance(per_run, unseen=unseen) >= MIN_CHANCE
 
 
 def error_of(question: Question, point: OperatingPoint) -> StepError:

@@ -249,7 +249,7 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
     if error.unseen:
         found.append(
             f"no served run was of {error.unseen}; steps are taken to be as uncertain as models "
-            f"that were left out of the fit showed, and no chance is above {error.certainty:.2f}"
+            "that were left out of the fit showed"
         )
     if error.outside:
         found.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.replica.devices import held_model, is_cuda
 from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
@@ -21,6 +22,7 @@ def engine_config(spec: TuningSpec, model: ModelConfig, node: Node | None) -> En
     config = EngineConfig(
         model_dir=spec.model_path,
         dtype=spec.rank_dtype(model) if node is None else node.precision.dtype,
+        quantisation=spec.quantization,
         device=spec.device,
         block_size=spec.block_size,
         kv_cache_bytes=spec.kv_cache_mib * MIB,
@@ -32,6 +34,19 @@ def engine_config(spec: TuningSpec, model: ModelConfig, node: Node | None) -> En
         executor=ExecutorKind.PROCESS,
     )
     return config if node is None else paced_config(config, node)
+
+
+def as_held(spec: TuningSpec, config: EngineConfig, model: ModelConfig) -> ModelConfig:
+    """``model`` as ranks of our engine here hold it, so that its bytes count; else as it is.
+
+    Raises:
+        CheckpointError: the checkpoint is quantised in another format.
+    """
+    if spec.is_served or not spec.is_local:
+        return model
+    if is_cuda(config):  # only a device says what it can keep, and none is asked before trials
+        return model if config.quantisation is None else model.quantised(config.quantisation)
+    return held_model(config, model)
 
 
 def check_memory(

@@ -180,6 +180,7 @@ def served_here(context: TuningContext) -> ServedHere:
         device=spec.device,
         kv_cache_mib=spec.kv_cache_mib,
         block_size=spec.block_size,
+        quantization=spec.quantization,
         link=spec.link,
     )
 

@@ -17,7 +17,7 @@ from tuner.launch.why_not import OWN, why_not
 from tuner.search.context import OnEvent, TuningContext
 from tuner.search.costs import Meter
 from tuner.search.design import advised_ladders
-from tuner.search.feasibility import check_memory, check_room, engine_config, refused_caps
+from tuner.search.feasibility import as_held, check_memory, check_room, engine_config, refused_caps
 from tuner.search.groundwork import lay_groundwork
 from tuner.search.served import server_command
 from tuner.search.simulator import Simulator
@@ -56,6 +56,7 @@ def prepare(
     sla = spec.parsed_sla  # before work that a mistake in it would waste
     workload, node, model = _read(spec)
     config = engine_config(spec, model, node)
+    model = as_held(spec, config, model)
     cancel.check()
     space = build_space(
         model,

@@ -270,7 +270,8 @@ def _title(context: TuningContext) -> Title:
         return Title.of_node(node, asked)
     if context.cost_model is None:
         return unguided_title(context, asked)
-    return Title.of_machine(context.cost_model.machine, context.config.dtype, asked)
+    model = context.cost_model
+    return Title.of_machine(model.machine, context.config.dtype, asked, weights=model.weights)
 
 
 def _cost_model_json(context: TuningContext) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from engine.spec.config import LinkEmulation
 from engine.spec.extensions import ExtensionPoint, load_extensions
 from engine.spec.model import DType, ModelConfig
 from engine.spec.names import did_you_mean
+from engine.spec.quantisation import WeightFormat
 from policies.objective import Goal, Objective
 from policies.sla import Sla
 from tuner.described.node import Node
@@ -58,13 +59,36 @@ def check_dtype(word: str | None) -> None:
         Precision.parse(str(word))
 
 
+def check_quantization(form: WeightFormat | None, hardware: str) -> None:
+    """Raises TunerError where layers are to be quantised as they load, and none are loaded."""
+    if form is not None and hardware != LOCAL:
+        raise TunerError(
+            f"quantization {form}: no weights are loaded on described hardware; name their format "
+            "there, as in dtype fp8"
+        )
+
+
+def read_weight_format(word: str | None) -> WeightFormat | None:
+    """The format that ``word`` names, None where it is None.
+
+    Raises:
+        TunerError: another word, with the known ones.
+    """
+    try:
+        return None if word is None else WeightFormat(word)
+    except ValueError as error:
+        known = ", ".join(WeightFormat)
+        raise TunerError(f"quantization {word!r}: known are {known}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuningSpec:
     """One tuning job.
 
     ``hardware``: ``local``, or described hardware (``8xh200``), which is simulated as served by
     ``backend`` (None: as :func:`backend_of` says, filled in); there ``model_dir`` may be a model's
-    name and ``dtype`` may be fp8. ``is_live`` False keeps a local job to simulation. ``dtype``
+    name and ``dtype`` may be fp8. ``quantization`` is what ranks here quantise the layers of a
+    plain checkpoint to as they load. ``is_live`` False keeps a local job to simulation. ``dtype``
     None: as the checkpoint says. ``link`` is an emulated link (``latency_us=..,gbps=..``). A live
     trial sends the first ``probe_requests`` of the workload; the winner all of it. ``probe_paced``
     runs the winner on described hardware once more on the real engine with steps paced by the wall
@@ -95,6 +119,7 @@ class TuningSpec:
     seed: int = 0
     hardware: str = LOCAL
     dtype: str | None = None
+    quantization: WeightFormat | None = None
     backend: str | None = None
     device: str = "cpu"
     link: str | None = None
@@ -147,6 +172,7 @@ class TuningSpec:
         if self.probe_paced and not has_checkpoint(self.model_dir):
             raise TunerError(f"probe_paced starts an engine: {self.model_dir!r} is no model folder")
         self._check_engine()
+        self._check_quantization()
         Sla.parse(self.sla)
         _ = self.goal, self.device_budget
 
@@ -171,6 +197,16 @@ class TuningSpec:
                 )
         elif self.engine_command is not None:
             raise TunerError("engine_command: it starts a server; name its kind with engine, too")
+
+    def _check_quantization(self) -> None:
+        if self.quantization is None:
+            return
+        if self.is_served:
+            raise TunerError(
+                f"quantization {self.quantization}: of this project's engine; a server is told by "
+                "its own command (engine_command)"
+            )
+        check_quantization(self.quantization, self.hardware)
 
     @property
     def is_served(self) -> bool:

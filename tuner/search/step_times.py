@@ -119,6 +119,7 @@ def _profiled(
         link=spec.parsed_link,
         seconds=spec.profile_seconds,
         seed=spec.seed,
+        quantisation=spec.quantization,
     )
     with meter.timing(Level.PROFILED, num_devices=spec.num_devices):
         profile = run_profile(wanted, on_event=say, cancel=cancel)

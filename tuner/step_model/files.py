@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from engine.spec.model import DType, ModelConfig
-from tuner.profiling.profile import PLAIN, Profile, read_json
 from tuner.profiling.profile import SCHEMA as PROFILE_SCHEMA
+from tuner.profiling.profile import Profile, read_json
 from tuner.spec.errors import TunerError
 from tuner.spec.machine import Fingerprint, cost_model_dir, this_machine
 from tuner.step_model.model import SCHEMA, StepModel
@@ -71,8 +71,7 @@ def load_cost_model(
             "'gearshift profile --out FILE' makes one"
         )
     found = read_cost_model(path, model)
-    if found.weights == PLAIN:
-        found.refuse_other(weights)
+    found.refuse_checkpoint(weights)
     return found
 
 

@@ -213,6 +213,12 @@ class StepModel:
                 "of it"
             )
 
+    def refuse_checkpoint(self, weights: str | None) -> None:
+        """Raises TunerError where a checkpoint with its layers in ``weights`` is never held as the
+        profiled one was. A plain one may be: quantised as it loads."""
+        if self.weights == PLAIN:
+            self.refuse_other(weights)
+
     def check_model(self, model: ModelConfig) -> str | None:
         """A warning when the profile was taken of a model of other sizes, else None."""
         other = model_sizes(model)

@@ -58,6 +58,8 @@ FIELDS = (
     Field(name="seed", label="Seed", value="0", is_number=True,
           hint="Same seed in, same answer out"),
     Field(name="dtype", label="Number format", hint="As bf16 or fp8; empty: the checkpoint's"),
+    Field(name="quantization", label="Quantisation",
+          hint="On this machine, as layers load: int8 or w8a8; empty: as the checkpoint is"),
     Field(name="backend", label="Serving system",
           hint="On described hardware, one of the list; empty: vllm"),
     Field(name="cost_model_id", label="Cost model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,12 @@ from api.documents.policy import model_to_json
 from engine.spec.inventory import Inventory, RankKind
 from engine.spec.model import DType
 from engine.spec.plan import ParallelPlan
+from engine.spec.quantisation import Quantisation, WeightFormat
 from engine.spec.settings import Caps, Settings
+from tests.tuner.profiles import made_up_profile
+from tests.tuner.worlds import SMALL
 from tuner.spec.errors import TunerError
+from tuner.step_model.fit import fit_step_model
 from tuner.work.models import load_model
 
 Json = dict[str, Any]
@@ -59,6 +64,23 @@ def test_in_its_own_process_it_says_the_same_and_errors_in_words() -> None:
     assert verdict == replayed(question(STARVED))
     with pytest.raises(AsideError, match="abacus"):
         run_aside("replay", question(CONTROL, hardware="abacus"), LIMITS)
+
+
+def test_an_engine_that_was_started_anew_with_other_weights_is_not_replayed() -> None:
+    """A rollout's cost model was checked when it was asked for."""
+    fitted = replace(fit_step_model(made_up_profile(), SMALL), weights="int8")
+    inventory = Inventory(kind=RankKind.CPU, max_ranks=2).to_json()
+    asked = {
+        "hardware": None,
+        "inventory": inventory,
+        "model": model_to_json(SMALL),
+        "cost_model": json.loads(json.dumps(fitted.to_json())),
+    }
+    with pytest.raises(TunerError, match="int8 weights, and this engine's are plain"):
+        replayed(question(CONTROL, **asked))
+    held = replace(SMALL, quantisation=Quantisation(format=WeightFormat.INT8, at_load=True))
+    verdict = replayed(question(CONTROL, **asked | {"model": model_to_json(held)}))
+    assert verdict["requests"] == 900
 
 
 def test_an_engine_that_is_paced_in_fp8_is_simulated_in_fp8() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from api.documents.tuning_spec import job_document, tuning_spec
+from engine.spec.quantisation import WeightFormat
 from tuner.search.spec import TuningSpec
+from tuner.spec.errors import TunerError
 
 JOB: dict[str, Any] = {
     "model_dir": "llama-3.1-8b",
@@ -35,3 +38,16 @@ def test_a_spec_without_a_backend_is_kept_with_the_one_it_is_about(
     assert spec.backend == backend
     assert job_document(spec)["backend"] == backend
     assert tuning_spec(job_document(spec)) == spec
+
+
+def test_a_job_says_what_its_ranks_quantise_to_and_one_of_before_says_nothing() -> None:
+    here = {**JOB, "hardware": "local"}
+    assert tuning_spec(here).quantization is None
+    spec = tuning_spec({**here, "quantization": "w8a8"})
+    assert spec.quantization is WeightFormat.W8A8
+    assert tuning_spec(json.loads(json.dumps(job_document(spec)))) == spec
+    assert tuning_spec({**here, "options": {"quantization": "int8"}}).quantization == "int8"
+    with pytest.raises(TunerError, match="described hardware"):
+        tuning_spec({**JOB, "quantization": "w8a8"})
+    with pytest.raises(TunerError, match="int4"):
+        tuning_spec({**here, "quantization": "int4"})

@@ -115,6 +115,10 @@ class CountingBackend:
     def fingerprint(self, spec: Json) -> str:
         return "test"
 
+    def weights(self, spec: Json) -> str | None:
+        found = spec["options"].get("weights")
+        return None if found is None else str(found)
+
     def prepare(
         self,
         spec: Json,

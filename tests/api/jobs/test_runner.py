@@ -296,8 +296,13 @@ def test_devices_of_a_serving_engine_are_not_touched_and_the_report_says_simulat
 ) -> None:
     _hold_all(database, settings)
     with database.begin() as uow:
-        known = uow.cost_models.add(fingerprint="test", document={"v": 1}, created_by="key_test")
-    job_id = _job(database, tmp_path, devices=1)
+        known = uow.cost_models.add(
+            fingerprint="test", document={"weights": "plain"}, created_by="key_test"
+        )
+        uow.cost_models.add(
+            fingerprint="test", document={"weights": "int8"}, created_by="key_test"
+        ).id = "cm_" + "f" * 21
+    job_id = _job(database, tmp_path, devices=1, weights="plain")
     runner.begin(job_id)
     with database.begin() as uow:
         uow.cost_models.add(fingerprint="test", document={"v": 2}, created_by="key_test")

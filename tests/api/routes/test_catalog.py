@@ -99,6 +99,7 @@ def test_a_job_may_name_the_users_own(
         ({"backend": "vlm"}, "/backend", "did you mean 'vllm'"),
         ({"hardware": "local"}, "/backend", "described hardware"),
         ({"dtype": "fb8"}, "/dtype", "did you mean 'fp8'"),
+        ({"quantization": "int8"}, "/quantization", "no weights are loaded on described"),
         ({"workload": "poison:rate=1"}, "/workload", "did you mean 'poisson'"),
         ({"sla": "p95_tfft<=1"}, "/sla", "did you mean 'p95_ttft_ms'"),
         ({"options": {"backend": "sglan"}}, "/options", "'sglan' is not known"),

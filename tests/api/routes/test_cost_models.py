@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,15 @@ ASKED: Json = {
     "settings": {"plan": {"tp": 2}, "caps": {"max_num_seqs": 16, "max_num_batched_tokens": 512}},
     "workload": "poisson:rate=4,input=64,output=8,requests=40",
     "sla": "p95_ttft_ms<=500",
+}
+
+
+IN_INT8: Json = {
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {"group_0": {"weights": {"num_bits": 8, "strategy": "channel"}}},
+    }
 }
 
 
@@ -86,6 +96,24 @@ def test_what_cannot_be_predicted_is_refused_by_name(
     (error,) = answer.json()["errors"]
     assert error["pointer"] == pointer
     assert told in error["detail"]
+
+
+def test_a_model_of_plain_weights_predicts_no_quantised_checkpoint(
+    client: TestClient, step_model: Json, model_dir: Path
+) -> None:
+    """A plain checkpoint may be asked about as quantised at its load."""
+    urls = {
+        weights: client.post(
+            "/v1/cost-models", json={"document": {**step_model, "weights": weights}}
+        ).headers["location"]
+        for weights in ("plain", "w8a8")
+    }
+    assert client.post(f"{urls['w8a8']}:predict", json=ASKED).status_code == 200
+    config = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps({**config, **IN_INT8}))
+    answer = client.post(f"{urls['plain']}:predict", json=ASKED)
+    assert (answer.status_code, answer.json()["code"]) == (422, "cannot_predict")
+    assert "plain weights, and this engine's are" in answer.json()["detail"]
 
 
 @pytest.mark.usefixtures("model_dir")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +15,9 @@ from policies.rollout import FEW_REQUESTS
 from store import Database
 from tests.api.control.rollout_world import CANDIDATE_SEQS, World
 from tests.api.worlds import add_recommendation, context_of
+from tests.tuner.profiles import made_up_profile
+from tests.tuner.worlds import SMALL
+from tuner.step_model.fit import fit_step_model
 
 Json = dict[str, Any]
 
@@ -97,6 +102,25 @@ def test_steps_are_replayed_as_slow_as_the_recommendation_in_force_took_them_to_
     world.acknowledge()
     replay = world.start(replay={}).json()["replay"]
     assert replay == {"hardware": "8xh200", "step_scale": 1.5}
+
+
+def test_step_times_of_other_weights_than_the_engine_holds_are_refused(
+    world: World, database: Database
+) -> None:
+    fitted = fit_step_model(made_up_profile(), SMALL).to_json()
+    document = json.loads(json.dumps(fitted, default=dataclasses.asdict))
+    with database.begin() as uow:
+        ids = {
+            weights: uow.cost_models.add(
+                fingerprint="here", document={**document, "weights": weights}, created_by="key_test"
+            ).id
+            for weights in ("int8", "plain")
+        }
+    answer = world.start(replay={"cost_model_id": ids["int8"]})
+    assert (answer.status_code, answer.json()["code"]) == (409, "no_step_times")
+    assert "profiled with int8 weights, and this engine's are plain" in answer.json()["detail"]
+    assert "replay.cost_model_id" in answer.json()["detail"]
+    assert world.start(replay={"cost_model_id": ids["plain"]}).status_code == 202
 
 
 def test_while_a_change_is_on_its_way_no_rollout_begins(world: World) -> None:

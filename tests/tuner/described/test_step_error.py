@@ -9,6 +9,7 @@ from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
 from policies.points import INTERVAL_Z
+from policies.slowness import Spread
 from tuner.backends.step_errors import (
     OUTSIDE_FACTOR,
     Phase,
@@ -104,13 +105,28 @@ def test_a_model_that_was_never_served_is_said_and_gets_the_width_of_models_left
     assert not found.outside
 
 
-def test_of_a_model_that_was_never_served_nothing_is_surer_than_the_groups_allow() -> None:
-    other = describe_node(model="llama-3.1-70b", hardware="8xh100")
-    other = replace(other, backend=replace(other.backend, step_errors=KNOWN))
-    assert error(other, "tp=8", clients(8)).certainty == 0.8  # one more may be off the most of five
-    served = describe_node(model="llama-3.1-8b", hardware="8xh100")
-    served = replace(served, backend=replace(served.backend, step_errors=KNOWN))
-    assert error(served, "tp=8", clients(8)).certainty == 1.0
+def test_what_p_goes_by_scatters_as_told_and_as_widths_say_where_nothing_was_compared(
+    node: Node,
+) -> None:
+    def spreading(model: str) -> Node:
+        bands = tuple(replace(each, spreads=(0.1,)) for each in KNOWN.bands)
+        unseen = tuple(replace(each, spreads=(0.05, 0.2)) for each in KNOWN.unseen)
+        known = replace(KNOWN, bands=bands, unseen=unseen)
+        found = describe_node(model=model, hardware="8xh100")
+        return replace(found, backend=replace(found.backend, step_errors=known))
+
+    def in_logs(found: StepError) -> list[tuple[float, float]]:
+        return [
+            (each.prompts * found.prefill / INTERVAL_Z, each.decodes * found.decode / INTERVAL_Z)
+            for each in found.spreads
+        ]
+
+    served, other = spreading("llama-3.1-8b"), spreading("llama-3.1-70b")
+    assert in_logs(error(served, "tp=8", clients(8))) == [pytest.approx((0.1, 0.1))]
+    unseen = [pytest.approx((0.05, 0.05)), pytest.approx((0.2, 0.2))]
+    assert in_logs(error(other, "tp=8", clients(8))) == unseen
+    assert error(served, "pp=2", clients(8)).spreads == (Spread(),)
+    assert error(node, "tp=8", clients(8)).spreads == (Spread(),), "profiles of before have none"
 
 
 def test_another_training_of_a_model_that_was_served_is_known() -> None:

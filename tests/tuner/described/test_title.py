@@ -41,6 +41,15 @@ def test_on_this_machine_the_engine_is_ours_with_its_version() -> None:
     assert title.endswith("no SLA; seed 7")
 
 
+def test_weights_that_ranks_quantised_are_named_and_plain_ones_are_not() -> None:
+    def begins(weights: str | None) -> str:
+        title = Title.of_machine(MACHINE, DType.BFLOAT16, asked("m"), weights=weights)
+        return str(title).partition(" on this")[0]
+
+    assert begins("w8a8") == "m in bf16 with w8a8 weights"
+    assert begins("plain") == begins(None) == "m in bf16"
+
+
 @given(model=st.text(alphabet="a/ ,-", min_size=1, max_size=300))
 def test_no_line_of_a_title_is_too_wide_and_no_letter_is_lost(model: str) -> None:
     title = Title.of_machine(MACHINE, DType.FLOAT32, asked(model))

@@ -6,6 +6,7 @@ import pytest
 
 from engine.spec.modes import SHIFT, Mode, ModePin
 from engine.spec.plan import parse_plan
+from engine.spec.quantisation import WeightFormat
 from engine.spec.settings import Caps, Settings
 from tuner.hardware import KvFormat, Precision
 from tuner.launch.command import LaunchCommand, Served, System
@@ -191,6 +192,11 @@ def test_an_engine_here_is_started_as_its_trials_were_with_threshold_and_every_c
         "--max-num-batched-tokens 4096 --max-model-len 512 --dtype float32 --device cpu "
         "--kv-cache-mib 256 --block-size 16 --link gbps=1"
     )
+
+
+def test_an_engine_here_quantises_as_its_trials_did() -> None:
+    found = launch_here(Settings(), replace(HERE, quantization=WeightFormat.W8A8))
+    assert str(found.command).endswith(" --quantization w8a8")
 
 
 def test_the_longest_step_is_a_flag_where_it_is_set() -> None:

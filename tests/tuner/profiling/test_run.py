@@ -16,6 +16,7 @@ from engine.executors.ranks import RankProcesses
 from engine.models.create import create_model
 from engine.models.loader import Checkpoint
 from engine.spec.config import EngineConfig
+from engine.spec.measurement import Fidelity
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import parse_plan
 from engine.spec.processor import num_cores
@@ -27,6 +28,7 @@ from tuner.profiling.pieces import cut_model
 from tuner.profiling.profile import Profile
 from tuner.profiling.run import ProfileSpec, run_profile
 from tuner.search.spec import TuningSpec
+from tuner.search.trials import TrialState
 from tuner.search.tune import tune
 from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.cancel import Cancellation
@@ -178,6 +180,9 @@ def test_a_plain_checkpoint_is_profiled_as_an_engine_quantises_it(tiny: Path) ->
     )
     with pytest.raises(TunerError, match="profiled with w8a8 weights, and this engine's are plain"):
         tune(plain, cost_model=json.loads(json.dumps(fitted.to_json())))
+    rounded = replace(plain, quantization=WeightFormat.W8A8, trials=1)
+    (trial,) = tune(rounded, cost_model=json.loads(json.dumps(fitted.to_json()))).trials
+    assert (trial.state, trial.fidelity) == (TrialState.COMPLETE, Fidelity.MEASURED), trial.reason
 
 
 def test_tuning_on_the_live_engine_ends_with_a_measured_recommendation(

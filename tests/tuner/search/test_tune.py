@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 
 from engine.models.create import create_model
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.quantisation import WeightFormat
 from engine.spec.settings import Caps, Settings
 from policies.errors import PolicyInputError
 from policies.schedule import Schedule
-from tuner.search.feasibility import engine_config
+from tests.tuner.profiles import made_up_profile
+from tests.tuner.worlds import SMALL
+from tuner.search.feasibility import as_held, engine_config
 from tuner.search.prepare import prepare
 from tuner.search.served import server_command
 from tuner.search.spec import TuningSpec
@@ -22,6 +26,7 @@ from tuner.search.trial_run import run_trial
 from tuner.search.trials import TrialRecord, TrialState
 from tuner.search.tune import tune
 from tuner.spec.errors import TunerError
+from tuner.step_model.fit import fit_step_model
 
 WORKLOAD = "gamma:rate=6,cv=2,input=1024,output=64,requests=24"
 
@@ -104,6 +109,66 @@ def test_the_gain_over_trial_0_is_told_on_fresh_draws_of_both(document: dict[str
     assert gain["share"] > 0, "fewer devices do"
     assert [row["level"] for row in document["costs"]] == ["predicted", "simulated"]
     assert document["budget"] is None
+
+
+def test_ranks_that_quantise_are_tuned_by_step_times_of_such_ranks(tmp_path: Path) -> None:
+    create_model(tmp_path / "tiny", preset="tiny", seed=1)
+    spec = TuningSpec(
+        model_dir=str(tmp_path / "tiny"),
+        num_devices=1,
+        workload="poisson:rate=5,input=64,output=8,requests=20",
+        sla="p95_ttft_ms<=60000",
+        trials=1,
+        quantization=WeightFormat.W8A8,
+        is_live=False,
+    )
+    fitted = replace(fit_step_model(made_up_profile(), SMALL), weights="w8a8")
+    report = tune(spec, cost_model=fitted.to_json())
+    assert report.recommendation is not None
+    (launch,) = report.recommendation.launch
+    assert " --quantization w8a8" in str(launch.command)
+    assert "fp32 with w8a8 weights on this machine" in str(report.title)
+    document = json.loads(json.dumps(report.to_json()))
+    assert TuningSpec.from_json(document["spec"]) == spec
+    plain = replace(fitted, weights="plain").to_json()
+    with pytest.raises(TunerError, match="plain weights, and this engine's are w8a8"):
+        tune(spec, cost_model=plain)
+
+
+def test_quantised_ranks_have_room_for_what_plain_ones_do_not(tmp_path: Path) -> None:
+    """The weights are counted as they are held."""
+    create_model(tmp_path / "tiny", preset="tiny", seed=1)
+    spec = TuningSpec(
+        model_dir=str(tmp_path / "tiny"), num_devices=1, workload=WORKLOAD, sla="p95_ttft_ms<=1000"
+    )
+    model = ModelConfig.from_dir(spec.model_path)
+    held = {}
+    for form in (None, WeightFormat.W8A8):
+        asked = replace(spec, quantization=form)
+        found = as_held(asked, engine_config(asked, model, None), model)
+        held[form] = found.weight_bytes_per_rank(ParallelPlan(), DType.FLOAT32)
+    assert held[WeightFormat.W8A8] < 0.6 * held[None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"hardware": "4xh200"}, "described hardware"),
+        ({"engine": "vllm"}, "its own command"),
+    ],
+)
+def test_nothing_is_quantised_where_ranks_are_not_ours(
+    large_model: Path, changes: dict[str, str], told: str
+) -> None:
+    with pytest.raises(TunerError, match=told):
+        TuningSpec(
+            model_dir=str(large_model),
+            num_devices=4,
+            workload=WORKLOAD,
+            sla="p95_ttft_ms<=4000",
+            quantization=WeightFormat.INT8,
+            **changes,
+        )
 
 
 def test_plans_that_do_not_fit_are_pruned_before_a_trial_with_the_numbers(

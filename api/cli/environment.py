@@ -21,6 +21,7 @@ OTHERS = frozenset(
         "CATALOG",
         "DATA_DIR",
         "NO_COMPILER",
+        "ONE_SHOT_SUMS",
         "INSTRUCTIONS",
         "DEPENDENT_LAUNCH",
     )

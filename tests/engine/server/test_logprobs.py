@@ -24,16 +24,23 @@ def _positions(ids: list[int]) -> list[TokenLogprobs]:
     return [TokenLogprobs(token_id=i, logprob=-0.5, rank=1, top=((i, -0.5),)) for i in ids]
 
 
-@given(text=st.text(max_size=30))
-def test_offsets_point_at_each_token_in_the_text(tiny_dir: Path, text: str) -> None:
-    tokenizer = Tokenizer.from_dir(tiny_dir)
-    ids = tokenizer.encode(text)
+def _checked_offsets(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """Offsets of the tokens, each of which stands there in the text."""
     writer = LogprobWriter(TokenWords(tokenizer), num_best=5, shows_special=False)
     found = completion_logprobs(writer.word(_positions(ids)))
     shown = tokenizer.decode(ids)
     for token_id, token, offset in zip(ids, found["tokens"], found["text_offset"], strict=True):
         if not token.startswith("bytes:") and not tokenizer.is_special(token_id):
             assert shown[offset : offset + len(token)] == token
+    offsets: list[int] = found["text_offset"]
+    return offsets
+
+
+@given(text=st.text(max_size=30))
+def test_offsets_point_at_each_token_in_the_text(tiny_dir: Path, text: str) -> None:
+    tokenizer = Tokenizer.from_dir(tiny_dir)
+    ids = tokenizer.encode(text)
+    _checked_offsets(tokenizer, ids)
 
 
 @given(ids=st.lists(st.integers(0, 514), max_size=16))
@@ -42,14 +49,10 @@ def test_offsets_count_what_is_shown_for_a_character_that_breaks_off(
 ) -> None:
     tokenizer = Tokenizer.from_dir(tiny_dir)
     writer = LogprobWriter(TokenWords(tokenizer), num_best=5, shows_special=False)
-    found = completion_logprobs(writer.word(_positions(ids)))
-    shown = tokenizer.decode(ids)
-    for token_id, token, offset in zip(ids, found["tokens"], found["text_offset"], strict=True):
-        if not token.startswith("bytes:") and not tokenizer.is_special(token_id):
-            assert shown[offset : offset + len(token)] == token
+    offsets = _checked_offsets(tokenizer, ids)
     if ids:
-        told = writer.word_prompt(shown, ids[0], _positions(ids[1:]))
-        for position, offset in zip(told, found["text_offset"], strict=True):
+        told = writer.word_prompt(tokenizer.decode(ids), ids[0], _positions(ids[1:]))
+        for position, offset in zip(told, offsets, strict=True):
             if not tokenizer.is_special(position.chosen.token_id):
                 assert position.text_offset == offset
 

@@ -101,7 +101,8 @@ def test_a_call_that_the_queue_has_no_room_for_counts_with_all_its_choices(full:
     patch(full, {"caps": {"max_num_seqs": 1, "max_queue": 0}})
     body = {"model": MODEL, "prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
     with full.http.stream("POST", "/v1/completions", json=body) as running:
-        next(running.iter_lines())
+        lines = running.iter_lines()  # kept: the connection is closed with its iterator
+        next(lines)
         assert ask(full, n=5).status_code == 429
     patch(full, {"caps": {"max_num_seqs": 16, "max_queue": None}})
     assert metric(full, refused, reason="queue_full") == before + 5

@@ -109,7 +109,9 @@ def least_s(
 
 
 def limits(*, rounds: int, threads: int) -> tuple[float, dict[torch.dtype, float]]:
-    """Bytes a second of reading memory (two streams on large pages), and multiply-adds times two a second in each format."""
+    """Bytes a second of reading memory (two streams on large pages), and multiply-adds times two a
+    second in each format.
+    """
     streams = torch.ones(2, READ_BYTES // 8)
     collapse([(streams.data_ptr(), streams.nbytes)])
     reading = {"read": partial(torch.dot, *streams)}
@@ -183,8 +185,8 @@ def report(tables: list[str], others: float, options: argparse.Namespace) -> str
         f"--rounds {options.rounds}`; least {clock} of {options.rounds} rounds in turn",
         f"* {LAYERS} layers of hidden size {HIDDEN}, FFN {FFN}, q, k and v together {QKV} wide; "
         "the head, tied to the embedding, is plain",
-        "* `packed`: few rows (of bfloat16 on Intel without AMX any) by the compiled products, more "
-        "by oneDNN",
+        "* `packed`: few rows (bfloat16 on Intel without AMX: any) by the compiled products, more by "
+        "oneDNN",
         f"* `packed in {PIECES}`: base of a plan with sp={PIECES} and Shift, whose rungs share the "
         "pieces",
         "* `of reading`: bytes of weights a second over reading memory; `of the peak`: against the "

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.quiet import OtherPrograms
 from benchmarks.reporting import publish
+from engine.kernels.huge_pages import collapse
 from engine.kernels.native_build import NO_COMPILER_VARIABLE
 from engine.parallel.few_rows_library import find_few_rows
 from engine.parallel.products import InputProduct, OutputProduct, split_inputs, split_outputs
@@ -108,9 +109,13 @@ def least_s(
 
 
 def limits(*, rounds: int, threads: int) -> tuple[float, dict[torch.dtype, float]]:
-    """Bytes a second of reading memory, and multiply-adds times two a second in each format."""
-    buffer = torch.ones(READ_BYTES // 8, dtype=torch.int64)
-    read = least_s({"read": buffer.sum}, rounds=rounds, threads=threads)["read"]
+    """Bytes a second of reading memory (two streams on large pages), and multiply-adds times two a
+    second in each format.
+    """
+    streams = torch.ones(2, READ_BYTES // 8)
+    collapse([(streams.data_ptr(), streams.nbytes)])
+    reading = {"read": partial(torch.dot, *streams)}
+    read = least_s(reading, rounds=rounds, threads=threads)["read"]
     peaks = {}
     for dtype in DTYPES:
         weight = torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype)
@@ -180,8 +185,8 @@ def report(tables: list[str], others: float, options: argparse.Namespace) -> str
         f"--rounds {options.rounds}`; least {clock} of {options.rounds} rounds in turn",
         f"* {LAYERS} layers of hidden size {HIDDEN}, FFN {FFN}, q, k and v together {QKV} wide; "
         "the head, tied to the embedding, is plain",
-        "* `packed`: few rows (up to 32 in bfloat16, 6 in float32) by the compiled products, more "
-        "by oneDNN",
+        "* `packed`: few rows (bfloat16 on Intel without AMX: any) by the compiled products, more by "
+        "oneDNN",
         f"* `packed in {PIECES}`: base of a plan with sp={PIECES} and Shift, whose rungs share the "
         "pieces",
         "* `of reading`: bytes of weights a second over reading memory; `of the peak`: against the "

@@ -31,27 +31,34 @@ inline __m512 one_more(__m512 sum, float x, __m512 outputs) {
 // Adds inputs ``k`` (of bfloat16 k and k + 1) times kVectors vectors of outputs to all rows' sums.
 template <int kRows, int kVectors, int kAll>
 inline void add_inputs(const float* weight, const FloatRows& x, int64_t k, int at,
-                       __m512 (&found)[kRows][kAll]) {
+                       Sums<kRows, kAll>& found) {
   __m512 outputs[kVectors];
+#pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) outputs[v] = _mm512_loadu_ps(weight + 16 * v);
+#pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
-      found[r][at + v] = one_more(found[r][at + v], x.at[r * x.stride + k], outputs[v]);
+      found.at[r][at + v] = one_more(found.at[r][at + v], x.at[r * x.stride + k], outputs[v]);
 }
 template <int kRows, int kVectors, int kAll>
 inline void add_inputs(const uint16_t* weight, const FloatRows& x, int64_t k, int at,
-                       __m512 (&found)[kRows][kAll]) {
+                       Sums<kRows, kAll>& found) {
   __m512 even[kVectors], odd[kVectors];
+#pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {
     const __m512i both = _mm512_loadu_si512(weight + 32 * v);
     even[v] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     odd[v] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(int(0xffff0000u))));
   }
+#pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
-      found[r][at + v] = one_more(found[r][at + v], x.at[r * x.stride + k], even[v]);
+      found.at[r][at + v] = one_more(found.at[r][at + v], x.at[r * x.stride + k], even[v]);
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
-      found[r][at + v] = one_more(found[r][at + v], x.at[r * x.stride + k + 1], odd[v]);
+      found.at[r][at + v] = one_more(found.at[r][at + v], x.at[r * x.stride + k + 1], odd[v]);
   }
 }
 
@@ -74,12 +81,11 @@ void multiply_floats(const Product<T>& p, const FloatRows& x, int64_t row, int64
   const int64_t crossed = (begin + inputs_ahead) / p.inputs;  // ends of blocks
   int64_t ahead = kAhead + crossed * skipped, last = (crossed + 1) * p.inputs - inputs_ahead;
   const FloatRows mine{x.at + row * x.stride, x.stride};
-  __m512 found[kRows][kAll] = {};
-  if (begin)
-    for (int i = 0; i < kRows * kAll; ++i)
-      found[i / kAll][i % kAll] = _mm512_load_ps(sums + i * 16);
+  Sums<kRows, kAll> found;
+  begin ? found.load(sums) : found.clear();
   for (int64_t k = begin; k < end; k += kTogether, weight += step) {
     if (k >= last) ahead += skipped, last += p.inputs;
+#pragma GCC unroll 4
     for (int s = 0; s < kStreams; ++s) {
       if (row == 0)  // the first that meet this piece
         for (int v = 0; v < kVectors; ++v)
@@ -87,15 +93,10 @@ void multiply_floats(const Product<T>& p, const FloatRows& x, int64_t row, int64
       add_inputs<kRows, kVectors>(weight + s * apart, mine, k, s * kVectors, found);
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int s = 0; s < kStreams; ++s)
-      for (int v = 0; v < kVectors; ++v) {
-        const __m512 sum = found[r][s * kVectors + v];
-        if (end == p.inputs)
-          finish(p, row + r, first + s * p.block + 16 * v, sum);
-        else
-          _mm512_store_ps(sums + (r * kAll + s * kVectors + v) * 16, sum);
-      }
+  if (end < p.inputs) return found.store(sums);
+  found.each([&](int r, int i, __m512 sum) {
+    finish(p, row + r, first + i / kVectors * p.block + i % kVectors * 16, sum);
+  });
 }
 
 // The same of up to ``kRows`` rows: ``rows``.

@@ -9,10 +9,11 @@
 
 namespace {
 
-// With more rows oneDNN is as fast; bfloat16 that is widened it never is.
-constexpr int kMostFloats = 32, kMostOfTiles = 32, kMostPlain = 8,
-              kMostPlainFloats = 48, kMostWidened = 1 << 30;
-constexpr int64_t kFewOfMany = 48;  // rows that are multiplied as they lie
+// Rows of floats that are multiplied as they lie.
+constexpr int kFewFloats = 48;
+// With more rows oneDNN is as fast as these, and of float32 as many as kFewFloats; bfloat16 that is
+// widened it never is.
+constexpr int kMostOfTiles = 32, kMostPlain = 8, kMostWidened = 1 << 30;
 
 #ifdef GS_HAS_BF16
 inline bool has_tiles() {
@@ -48,7 +49,7 @@ template <class T>
 int64_t width_of(const Product<T>& p) { return std::min(p.block, kBlock); }
 
 // Whether a thread multiplies any outputs of all rows by itself, as with_range lets it.
-inline bool are_few(const Wide& p) { return p.rows <= kFewOfMany; }
+inline bool are_few(const Wide& p) { return p.rows <= kFewFloats; }
 
 // Calls ``work(multiply)``; ``multiply(p, begin, end)`` makes those outputs of ``p``, or of another
 // weight that the same rows meet, on this thread.
@@ -64,7 +65,7 @@ void with_range(const Wide& p, const Work& work) { with_floats(p, work); }
 
 #ifdef GS_HAS_BF16
 inline bool are_few(const Narrow& p) {
-  return has_tiles() || !widens() || p.rows <= kFewOfMany;
+  return has_tiles() || !widens() || p.rows <= kFewFloats;
 }
 template <class Work>
 void with_range(const Narrow& p, const Work& work) {
@@ -86,12 +87,17 @@ void multiply_few(const Product<T>& p, gs::Team& team) {
 
 // ``Weight`` of few_many.h.
 template <class Weight, class T>
-void multiply_panels(const Product<T>& p, gs::Team& team, int64_t width) {
-  float* rows = team.tell([&] { return gs::scratch<float, 54>(panels_of(p) * kPanel14 * p.inputs); });
-  team.share(panels_of(p), [&](int64_t panel) { lay_out_panel(p, panel, rows); });
-  share_outputs(team, p.outputs, width, [&](int64_t begin, int64_t end) {
-    multiply_many<Weight>(p, rows, begin, end);
-  });
+void multiply_panels(const Product<T>& all, gs::Team& team) {
+  const int64_t most = gs::ceil_div(all.rows, gs::ceil_div(all.rows, kGroupRows));
+  const int64_t each = std::min(kGroupOutputs, outputs_each(team, all.outputs, 32));
+  float* panels = team.tell([&] { return gs::scratch<float, 54>((most + kPanel14) * all.inputs); });
+  for (int64_t row = 0; row < all.rows; row += most) {
+    const auto p = some_rows(all, row, most);
+    team.share(panels_of(p), [&](int64_t panel) { lay_out_panel(p, panel, panels); });
+    team.share(gs::ceil_div(p.outputs, each), [&](int64_t i) {
+      multiply_group<Weight>(p, panels, i * each, std::min(p.outputs, (i + 1) * each));
+    });
+  }
 }
 
 // With a plain weight.
@@ -99,7 +105,7 @@ template <class T>
 void multiply_whole(const Product<T>& p, gs::Team& team) {
   const bool is_float = sizeof(T) == 4 || widens();
   if (p.rows > kMostPlain && is_float && p.outputs % 32 == 0)
-    return multiply_panels<PlainWeight>(p, team, 32);
+    return multiply_panels<PlainWeight>(p, team);
   share_outputs(team, p.outputs, 16, [&](int64_t begin, int64_t end) {
     for (int64_t row = 0; row < p.rows; row += kMostPlain)
       multiply_plain<kMostPlain>(some_rows(p, row, kMostPlain), begin, end);
@@ -110,7 +116,7 @@ void multiply_whole(const Product<T>& p, gs::Team& team) {
 template <class T>
 void multiply(const Product<T>& p, gs::Team& team) {
   if (are_few(p)) return multiply_few(p, team);
-  multiply_panels<PackedWeight>(p, team, width_of(p));
+  multiply_panels<PackedWeight>(p, team);
 }
 #endif
 

@@ -44,6 +44,7 @@ template <class T>
 Product<T> some_rows(Product<T> p, int64_t row, int64_t most) {
   p.x += row * p.x_stride;
   p.out += row * p.out_stride;
+  if (p.total) p.total += row * p.out_stride;
   p.rows = std::min(most, p.rows - row);
   return p;
 }

@@ -35,6 +35,31 @@ using Wide = Product<float>;
 #ifdef __AVX512F__
 inline __m512 widened(const float* from) { return _mm512_loadu_ps(from); }
 
+// Sums that stay in registers while inputs are added. Its loops are unrolled early: left to itself the
+// compiler kept the array in memory around each piece of inputs, for a tenth to a third of the time.
+template <int kRows, int kVectors>
+struct Sums {
+  __m512 at[kRows][kVectors];
+
+  // ``work(r, v, sum)`` for each.
+  template <class Work>
+  void each(const Work& work) {
+#pragma GCC unroll 28
+    for (int i = 0; i < kRows * kVectors; ++i)
+      work(i / kVectors, i % kVectors, at[i / kVectors][i % kVectors]);
+  }
+  void clear() {
+    each([](int, int, __m512& sum) { sum = _mm512_setzero_ps(); });
+  }
+  // From and to [kRows][kVectors][16].
+  void load(const float* from) {
+    each([=](int r, int v, __m512& sum) { sum = _mm512_load_ps(from + (r * kVectors + v) * 16); });
+  }
+  void store(float* to) {
+    each([=](int r, int v, __m512 sum) { _mm512_store_ps(to + (r * kVectors + v) * 16, sum); });
+  }
+};
+
 // Writes one row of 16 outputs from ``column``.
 inline void finish(const Wide& p, int64_t row, int64_t column, __m512 sum) {
   const int64_t to = row * p.out_stride + column;

@@ -26,11 +26,8 @@ void multiply_vectors(const Product<T>& p, int64_t row, int64_t first, int64_t b
   constexpr int64_t kTogether = 4 / sizeof(T);
   const int64_t step = p.block * kTogether;
   const T *weight = p.column(first) + begin * p.block, *x = p.x + row * p.x_stride;
-  __m512 found[kRows][kVectors] = {};
-  if (begin)
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v)
-        found[r][v] = _mm512_load_ps(sums + (r * kVectors + v) * 16);
+  Sums<kRows, kVectors> found;
+  begin ? found.load(sums) : found.clear();
   for (int64_t k = begin; k < end; k += kTogether, weight += step) {
     __m512i outputs[kVectors];
     for (int v = 0; v < kVectors; ++v) {
@@ -39,19 +36,17 @@ void multiply_vectors(const Product<T>& p, int64_t row, int64_t first, int64_t b
         _mm_prefetch(reinterpret_cast<const char*>(weight + kStepsAhead * step) + 64 * v,
                      _MM_HINT_T0);
     }
+#pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {
       int32_t one;
       std::memcpy(&one, x + r * p.x_stride + k, sizeof one);
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v)
-        found[r][v] = add_product(p, found[r][v], _mm512_set1_epi32(one), outputs[v]);
+        found.at[r][v] = add_product(p, found.at[r][v], _mm512_set1_epi32(one), outputs[v]);
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v)
-      if (end == p.inputs)
-        finish(p, row + r, first + 16 * v, found[r][v]);
-      else
-        _mm512_store_ps(sums + (r * kVectors + v) * 16, found[r][v]);
+  if (end < p.inputs) return found.store(sums);
+  found.each([&](int r, int v, __m512 sum) { finish(p, row + r, first + 16 * v, sum); });
 }
 
 template <int kRows, int kVectors, class T>

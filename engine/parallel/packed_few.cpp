@@ -12,7 +12,7 @@ int gs_most_few(int is_narrow) {
   if (is_narrow) return has_tiles() ? kMostOfTiles : widens() ? kMostWidened : kMostRows;
 #endif
 #ifdef __AVX512F__
-  if (!is_narrow) return kMostFloats;
+  if (!is_narrow) return kFewFloats;
 #endif
   return 0;
 }
@@ -54,7 +54,7 @@ int gs_most_plain(int is_narrow) {
   if (is_narrow) return widens() ? kMostWidened : kMostPlain;
 #endif
 #ifdef __AVX512F__
-  if (!is_narrow) return kMostPlainFloats;
+  if (!is_narrow) return kFewFloats;
 #endif
   return 0;
 }

@@ -166,9 +166,12 @@ class Prefill {
   static void product(const C* a, index_t row_stride, index_t depth_stride, const C* b,
                       index_t depth, C* out, bool is_added) {
     V sums[kRows][2];
-    for (int i = 0; i < kRows; ++i)
-      for (int half = 0; half < 2; ++half)
-        sums[i][half] = is_added ? load(out + i * kColumns + half * W) : V{};
+    if (is_added)
+#pragma GCC unroll 16
+      for (int i = 0; i < 2 * kRows; ++i) sums[i / 2][i % 2] = load(out + i * W);
+    else
+#pragma GCC unroll 16
+      for (int i = 0; i < 2 * kRows; ++i) sums[i / 2][i % 2] = V{};
     for (index_t k = 0; k < depth; ++k) {
       V left = load(b + k * kColumns), right = load(b + k * kColumns + W);
       const C* column = a + k * depth_stride;
@@ -178,8 +181,8 @@ class Prefill {
         sums[i][1] += right * column[i * row_stride];
       }
     }
-    for (int i = 0; i < kRows; ++i)
-      for (int half = 0; half < 2; ++half) store(out + i * kColumns + half * W, sums[i][half]);
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * kRows; ++i) store(out + i * W, sums[i / 2][i % 2]);
   }
 
   void hide_later(index_t at, index_t first, index_t n) {

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from api.control.controller import Controller
 from api.dashboard.mount import Dashboard
@@ -37,7 +37,11 @@ from api.services.heartbeats import Beat
 from api.web.auth import KeyCheck, keep_configured_key
 from api.web.context import AppContext
 from api.web.description import complete
-from api.web.errors import answer_crash, install_error_handlers
+from api.web.errors import (
+    answer_crash,
+    install_error_handlers,
+    refuse_unknown_parameters,
+)
 from api.web.group_commit import GroupCommit
 from api.web.metrics import ServiceMetrics
 from api.web.middleware import RefuseNulls
@@ -64,7 +68,6 @@ ROUTERS = (
     api_keys.router,
     capacity.router,
     catalog.router,
-    health.router,
 )
 
 
@@ -115,7 +118,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     if traces is not None:
         app.add_middleware(traces.wrap)
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(refuse_unknown_parameters)])
+    app.include_router(health.router)
     dashboard.add_to(app)
     return app
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from api.schemas.base import names_in
 from engine.server.gate import code_of
 from engine.server.methods import allowed_methods
+from engine.server.queries import unknown_parameters
 from engine.spec.errors import EngineError, PolicyError
 from engine.spec.names import did_you_mean
 from policies.errors import PolicyInputError
@@ -70,6 +71,18 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     for kind in DOMAIN_ERRORS:
         app.add_exception_handler(kind, _on_domain_error)
+
+
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Refuse a query parameter that the operation does not know, before it does anything.
+
+    Raises:
+        ApiError: 422, with each of them.
+    """
+    unknown = list(unknown_parameters(request).items())[:MOST_TOLD]
+    if unknown:
+        errors = [FieldError(pointer=f"/query/{name}", detail=detail) for name, detail in unknown]
+        raise ApiError(422, "invalid_request", errors[0].detail, errors=errors)
 
 
 def as_api_error(error: Exception) -> ApiError:

@@ -9,7 +9,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -29,6 +29,7 @@ from engine.server.knob_shapes import (
     PolicyShape,
 )
 from engine.server.patch import PATCH
+from engine.server.queries import unknown_parameters
 from engine.server.served import ServedEngine
 from engine.spec.errors import EngineError, PlanError, PolicyError, StalePolicyError
 from engine.spec.held import settings_on, why_not_held
@@ -213,7 +214,9 @@ class KnobPlane:
 
 def knob_router(plane: KnobPlane) -> APIRouter:
     """``/v1/engine``: capabilities, policy and mode table."""
-    router = APIRouter(prefix="/v1/engine", tags=["engine"])
+    router = APIRouter(
+        prefix="/v1/engine", tags=["engine"], dependencies=[Depends(_refuse_unknown_parameters)]
+    )
 
     @router.get(
         "/capabilities",
@@ -263,6 +266,11 @@ def knob_router(plane: KnobPlane) -> APIRouter:
         return await run_in_threadpool(plane.mode_table)
 
     return router
+
+
+async def _refuse_unknown_parameters(request: Request) -> None:
+    for detail in unknown_parameters(request).values():
+        raise ApiError(422, detail, code="invalid_request")
 
 
 async def _read_patch(request: Request) -> dict[str, Any]:

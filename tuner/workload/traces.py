@@ -250,6 +250,8 @@ def reader_for(word: str, head: TraceFile) -> TraceReader:
     for reader in readers:
         if word == reader.word or (word == AUTO and reader.recognises(head)):
             return reader
+    if not head.raw.strip():
+        raise TraceError(f"{head.path}: is empty")
     known = "; ".join(f"{reader.word}: {reader.form}" for reader in readers)
     raise TraceError(f"{head.path}: its first rows are of no known format; known are {known}")
 

@@ -45,6 +45,17 @@ def test_a_stale_if_match_is_412_and_changes_nothing(client: TestClient) -> None
     assert (policy["version"], policy["requested"]["mode"]) == (2, "base")
 
 
+def test_a_misspelt_dry_run_changes_nothing(client: TestClient) -> None:
+    engine_id = register(client)
+    etag = etag_of(client, engine_id)
+    answer = patched(client, engine_id, {"mode": "base"}, etag, dryrun=True)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/dryrun")
+    assert "did you mean 'dry_run'?" in answer.json()["detail"]
+    assert etag_of(client, engine_id) == etag
+    assert client.get("/v1/engines?limit=2&nmae=west").status_code == 422
+    assert client.get("/healthz?from=probe").is_success
+
+
 def test_two_patches_at_once_let_one_through(client: TestClient) -> None:
     engine_id = register(client)
     etag = etag_of(client, engine_id)

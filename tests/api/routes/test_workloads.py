@@ -57,7 +57,7 @@ def test_the_same_key_and_trace_give_the_first_answer_again(client: TestClient) 
     [
         (HEADER + "0,5,6\n1,many,6\n", "auto", 3, "input_tokens 'many'"),
         ('{"timestamp": 0, "input_length": 5}\nnot json\n', "mooncake", 2, "JSON"),
-        ("", "auto", None, "of no known format"),
+        ("", "auto", None, "is empty"),
         (HEADER + "0,5,0\n", "csv", None, "no request"),
     ],
 )

@@ -204,6 +204,8 @@ def test_a_dry_run_names_the_class_of_each_change_and_changes_nothing(knobs: Ser
     }
     assert answer["diff"][0]["to"]["plan"]["sp"] == 4
     assert "below max_num_seqs" in answer["warnings"][0]
+    misspelt = _problem(_patch(knobs, patch, dryrun=True), 422)
+    assert "did you mean 'dry_run'?" in misspelt["detail"]
     assert knobs.engine.settings.plan.sp == 2
     assert knobs.engine.policy.version == 0
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from api.schemas.access import ApiKeyCreate, ApiKeyRotate, Scope
 from api.services.audit import record
 from api.web.auth import Caller, new_secret
+from api.web.errors import ApiError, FieldError
 from store import UnitOfWork
 from store.errors import ConflictError
 from store.models import ApiKey
@@ -15,7 +16,15 @@ from store.models.base import Json, utc_now
 
 
 def create(uow: UnitOfWork, body: ApiKeyCreate, *, caller: Caller) -> tuple[ApiKey, str]:
-    """A new key and its secret, which nobody can read again."""
+    """A new key and its secret, which nobody can read again.
+
+    Raises:
+        ApiError: 422, it would have ended already and would never open.
+    """
+    if body.expires_at is not None and body.expires_at <= utc_now():
+        ended = f"{body.expires_at} has passed, so the key would never open; name a later time"
+        errors = [FieldError(pointer="/expires_at", detail=ended)]
+        raise ApiError(422, "invalid_request", "the key was not made", errors=errors)
     secret = new_secret()
     scopes = sorted(scope.value for scope in set(body.scopes))
     key = uow.keys.add(name=body.name, secret=secret, scopes=scopes, expires_at=body.expires_at)

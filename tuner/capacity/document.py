@@ -157,9 +157,10 @@ def capacity_lines(document: dict[str, Any]) -> list[str]:
         word = "a cliff" if cliff["is_cliff"] else "no cliff"
         # P counts on slow steps too, so all may meet their bounds beyond the capacity.
         steps = "with steps as fast as foreseen " if document["fidelity"] == "simulated" else ""
+        more = "load" if answer["load"]["concurrency"] is None else "clients, or one more"
         lines.append(
             f"{word}: {steps}{_percent(cliff['attainment'])} of the requests meet their bounds at "
-            f"the capacity, {_percent(cliff['attainment_above'])} with 10 % more load"
+            f"the capacity, {_percent(cliff['attainment_above'])} with 10 % more {more}"
         )
     return lines
 

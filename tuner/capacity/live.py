@@ -243,8 +243,9 @@ class LiveSearch:
                 cliff=None,
                 probes=probes,
             )
-        factor = _crossing(probes)
-        low, high = _interval(probes)
+        ends = (_crossing(probes), *_interval(probes))
+        # Of clients as many as are carried: the next one more is not.
+        factor, low, high = (reachable(self.workload, end) for end in ends)
         above = [p for p in missed if p.factor >= factor] or missed
         return Capacity(
             factor=factor,

@@ -152,8 +152,8 @@ def _search(
     if _fitted(table)[-1] >= MIN_CHANCE:
         return _open_ended(max(table), tuple(seen.values()), asked)
     found = _crossing(table)
-    low, high = _interval(table)
-    above = [look(found * CLIFF_LOAD, draw) for draw in range(num_draws)]
+    low, high = (reachable(asked.workload, end) for end in _interval(table))
+    above = [look(more_load(asked.workload, found, CLIFF_LOAD), draw) for draw in range(num_draws)]
     at = [look(found, draw) for draw in range(num_draws)]
     return Capacity(
         factor=reachable(asked.workload, found),
@@ -280,6 +280,13 @@ def reachable(workload: Workload, factor: float) -> float:
     return max(1, math.floor(factor * closed.concurrency + 1e-9)) / closed.concurrency
 
 
+def more_load(workload: Workload, factor: float, times: float) -> float:
+    """``times`` as much load as at ``factor``; of a closed loop at least one client more."""
+    closed = workload.closed
+    one_more = 0.0 if closed is None else reachable(workload, factor) + 1 / closed.concurrency
+    return max(factor * times, one_more)
+
+
 def _table(seen: dict[tuple[float, int], Probe], num_draws: int) -> dict[float, list[float]]:
     """Chances by factor, one a draw, of the factors at which all draws were probed."""
     by_factor: dict[float, list[float]] = defaultdict(list)
@@ -295,8 +302,7 @@ def _beyond(table: dict[float, list[float]], workload: Workload) -> list[float]:
     if fitted[0] < MIN_CHANCE:
         wanted = limits_of(workload)[0]
     elif fitted[-1] >= MIN_CHANCE:
-        one_more = 0.0 if workload.closed is None else 1 / workload.closed.concurrency
-        wanted = max(factors[-1] * GRID[-1], factors[-1] + one_more)
+        wanted = more_load(workload, factors[-1], GRID[-1])
     else:
         above = int(np.flatnonzero(fitted >= MIN_CHANCE)[-1])
         good, bad = factors[above : above + 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -21,6 +22,7 @@ HEAD_BYTES = 64 * 1024
 # A prompt of ten million tokens has 20,000 ids of blocks.
 LONGEST_LINE_BYTES = 4 * 2**20
 PIECE_BYTES = 2**20
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Unix times fit, in seconds and in milliseconds.
 MAX_TIME = 1e14
 _COUNT = re.compile(r"\s*0*(\d{1,8})(\.0*)?\s*", re.ASCII)
@@ -206,10 +208,15 @@ def _read(path: Path, limit: int) -> bytes:
             raw = bytearray()
             while len(raw) < limit and (piece := stream.read(min(PIECE_BYTES, limit - len(raw)))):
                 raw += piece
-            return bytes(raw)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TraceError(f"{path}: cannot be read ({reason})") from error
+    if raw.startswith(UTF_16):
+        raise TraceError(
+            f"{path}: is UTF-16, as a shell of Windows redirects; write it as UTF-8 "
+            "(in PowerShell: Out-File -Encoding utf8)"
+        )
+    return bytes(raw)
 
 
 def _is_number(value: object) -> bool:

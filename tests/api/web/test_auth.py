@@ -55,9 +55,21 @@ def test_tune_and_apply_include_read_but_not_each_other(client: TestClient, scop
 
 
 def test_an_expired_key_is_refused(client: TestClient) -> None:
-    past = (utc_now() - timedelta(seconds=1)).isoformat()
-    answer = client.get("/v1/tuning-jobs", headers=_key(client, "read", expires_at=past))
+    headers = _key(client, "read")
+    newest = client.get("/v1/api-keys").json()[-1]["id"]
+    client.post(f"/v1/api-keys/{newest}:rotate", json={"overlap_s": 0}).raise_for_status()
+    answer = client.get("/v1/tuning-jobs", headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (401, "expired_key")
+
+
+def test_a_key_that_would_never_open_is_not_made(client: TestClient) -> None:
+    past = (utc_now() - timedelta(seconds=1)).isoformat()
+    before = client.get("/v1/api-keys").json()
+    body = {"name": "k", "scopes": ["read"], "expires_at": past}
+    answer = client.post("/v1/api-keys", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/expires_at"
+    assert client.get("/v1/api-keys").json() == before
 
 
 def test_a_revoked_key_is_refused(client: TestClient) -> None:

@@ -13,7 +13,7 @@ from engine.spec.measurement import Distribution, Fidelity, Measurement, Request
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
 from policies.sla import Sla
-from tuner.capacity.document import capacity_json, capacity_lines
+from tuner.capacity.document import answer_json, capacity_json, capacity_lines
 from tuner.capacity.probe import Asked
 from tuner.capacity.search import bracket, find_capacity, fit_falling
 from tuner.described.parse import describe_node
@@ -105,6 +105,21 @@ class Told:
     measurement: Measurement
 
 
+def answered(load: Workload, ttft_s: float) -> Told:
+    """Every request has its first token after ``ttft_s``, and another one soon."""
+    timings = tuple(
+        RequestTiming(
+            scheduled_s=a.arrival_s,
+            sent_s=a.arrival_s,
+            token_s=(a.arrival_s + ttft_s, a.arrival_s + ttft_s + 0.01),
+            prompt_tokens=a.input_tokens,
+        )
+        for a in load.arrivals
+    )
+    lag = Distribution.of([0.0])
+    return Told(Measurement(fidelity=Fidelity.SIMULATED, timings=timings, driver_lag_ms=lag))
+
+
 @pytest.mark.parametrize(("first_rps", "others_rps"), [(40.0, 12.0), (12.0, 40.0)])
 def test_the_capacity_is_that_of_most_draws_where_the_first_was_another(
     first_rps: float, others_rps: float
@@ -115,18 +130,7 @@ def test_the_capacity_is_that_of_most_draws_where_the_first_was_another(
     def run_on(load: Workload, *_: object) -> Told:
         is_first = load.arrivals[0].input_tokens == first.input_tokens
         is_carried = (load.rate_rps or 0.0) <= (first_rps if is_first else others_rps)
-        ttft_s = 0.01 if is_carried else 1.0
-        timings = tuple(
-            RequestTiming(
-                scheduled_s=a.arrival_s,
-                sent_s=a.arrival_s,
-                token_s=(a.arrival_s + ttft_s, a.arrival_s + ttft_s + 0.01),
-                prompt_tokens=a.input_tokens,
-            )
-            for a in load.arrivals
-        )
-        lag = Distribution.of([0.0])
-        return Told(Measurement(fidelity=Fidelity.SIMULATED, timings=timings, driver_lag_ms=lag))
+        return answered(load, 0.01 if is_carried else 1.0)
 
     found = find_capacity(replace(question, run_on=run_on), num_draws=8)
     rate = question.workload.rate_rps
@@ -141,6 +145,29 @@ def test_an_sla_that_one_request_misses_alone_has_no_capacity() -> None:
     found = find_capacity(question, num_draws=2)
     assert found.factor is None
     assert str(found.binding) == "p95_tpot_ms<=0.5"
+
+
+def test_clients_are_whole_ones_and_the_cliff_is_looked_for_at_one_more() -> None:
+    """Ten per cent more than 7 clients are 7, and an end between 7 and 8 was told as 8."""
+    question = asked("closed:concurrency=8,input=512,output=2,requests=40", "p95_ttft_ms<=50")
+
+    def run_on(load: Workload, *_: object) -> Told:
+        assert load.closed is not None
+        # Half of the draws carry 8 clients, so that P crosses between 7 and 8.
+        most = 8 if load.arrivals[0].input_tokens % 2 else 7
+        return answered(load, 0.01 if load.closed.concurrency <= most else 1.0)
+
+    arrivals = tuple(
+        replace(a, input_tokens=512 + i % 2) for i, a in enumerate(question.workload.arrivals)
+    )
+    question = replace(
+        question, run_on=run_on, workload=replace(question.workload, arrivals=arrivals)
+    )
+    found = find_capacity(question, num_draws=4)
+    told = answer_json(found, question.workload)
+    assert [told[end]["concurrency"] for end in ("load", "low")] == [7, 7]
+    assert told["high"]["concurrency"] in (7, 8)
+    assert told["cliff"]["is_cliff"]
 
 
 def test_requests_that_come_at_once_have_no_rate() -> None:

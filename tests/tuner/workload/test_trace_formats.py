@@ -251,6 +251,18 @@ def test_a_file_of_no_known_format_is_told_every_format(tmp_path: Path, text: st
             assert f"{reader.word}: {reader.form}" in str(caught.value)
 
 
+def test_a_trace_that_a_shell_of_windows_has_redirected_says_how_it_is_written(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "redirected.csv"
+    path.write_text(OWN_TEXT, encoding="utf-16")
+    for word in ("auto", "csv"):
+        with pytest.raises(TraceError, match="UTF-16"):
+            check_workload(f"{word}:{path}")
+    path.write_text(OWN_TEXT, encoding="utf-8-sig")
+    assert len(parse_workload(f"auto:{path}", seed=0)) == 3
+
+
 def test_a_rate_table_has_its_rates_and_lengths(tmp_path: Path) -> None:
     table = "window_start_s,rate_rps,mean_input_tokens,mean_output_tokens\n"
     table += "0,20,400,100\n100,0,,\n200,5,50,10\n"

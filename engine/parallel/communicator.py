@@ -1,4 +1,5 @@
-"""The contract of one ordered group of ranks; shared memory, gloo and NCCL implement it."""
+"""The contract of one ordered group of ranks, which shared memory, gloo and NCCL implement, and
+what wraps a group builds on."""
 
 from __future__ import annotations
 
@@ -53,3 +54,30 @@ class Communicator(Protocol):
     def barrier(self) -> None:
         """Return once every member has come here."""
         ...
+
+
+class PassingCommunicator:
+    """A group that is ``inner`` in all that a subclass does not do otherwise."""
+
+    def __init__(self, inner: Communicator) -> None:
+        self.inner = inner
+        self.size = inner.size
+        self.rank = inner.rank
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return self.inner.all_reduce(x)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return self.inner.all_gather(x)
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        return self.inner.all_to_all(x)
+
+    def send(self, x: Tensor, dst: int) -> None:
+        self.inner.send(x, dst)
+
+    def recv(self, like: Tensor, src: int) -> Tensor:
+        return self.inner.recv(like, src)
+
+    def barrier(self) -> None:
+        self.inner.barrier()

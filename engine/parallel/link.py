@@ -6,14 +6,14 @@ import time
 
 from torch import Tensor
 
-from engine.parallel.communicator import Communicator
+from engine.parallel.communicator import Communicator, PassingCommunicator
 from engine.spec.config import LinkEmulation
 
 # time.sleep may wake up this much too late, so that the last stretch is spun.
 SPIN_S = 100e-6
 
 
-class LinkedCommunicator:
+class LinkedCommunicator(PassingCommunicator):
     """Wraps a communicator and adds the declared link's time to each collective, on CPU only.
 
     Each of n members sends over its link what the usual algorithms send: all-reduce 2(n-1)/n of the
@@ -23,41 +23,30 @@ class LinkedCommunicator:
     """
 
     def __init__(self, inner: Communicator, link: LinkEmulation) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._link = link
 
-    @property
-    def size(self) -> int:
-        return self._inner.size
-
-    @property
-    def rank(self) -> int:
-        return self._inner.rank
-
     def all_reduce(self, x: Tensor) -> Tensor:
-        out = self._inner.all_reduce(x)
+        out = self.inner.all_reduce(x)
         self._wait(2 * x.nbytes * (self.size - 1) // self.size)
         return out
 
     def all_gather(self, x: Tensor) -> Tensor:
-        out = self._inner.all_gather(x)
+        out = self.inner.all_gather(x)
         self._wait(x.nbytes * (self.size - 1))
         return out
 
     def all_to_all(self, x: Tensor) -> Tensor:
-        out = self._inner.all_to_all(x)
+        out = self.inner.all_to_all(x)
         self._wait(x.nbytes * (self.size - 1) // self.size)
         return out
 
     def send(self, x: Tensor, dst: int) -> None:
         self._wait(x.nbytes)
-        self._inner.send(x, dst)
-
-    def recv(self, like: Tensor, src: int) -> Tensor:
-        return self._inner.recv(like, src)
+        self.inner.send(x, dst)
 
     def barrier(self) -> None:
-        self._inner.barrier()
+        self.inner.barrier()
         self._wait(0)
 
     def _wait(self, num_bytes: int) -> None:

@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, Generic, ParamSpec, TypeAlias, TypeVar
 import torch
 
 from engine.kernels.cuda import new_event
+from engine.parallel.communicator import Communicator, PassingCommunicator
 from engine.spec.modes import ENDS, Mode
 from engine.spec.plan import ParallelPlan, RankCoords, rank_coords, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from engine.parallel.communicator import Communicator
 
 GroupT = TypeVar("GroupT")
 OtherT = TypeVar("OtherT")
@@ -79,7 +78,7 @@ class TimeReading:
         return total_s
 
 
-class TimedCommunicator:
+class TimedCommunicator(PassingCommunicator):
     """Passes every call on and keeps the time it took until :meth:`take`.
 
     On CUDA a collective only queues work, so device events stand around it instead; not while
@@ -87,9 +86,7 @@ class TimedCommunicator:
     """
 
     def __init__(self, inner: Communicator) -> None:
-        self.inner = inner
-        self.size = inner.size
-        self.rank = inner.rank
+        super().__init__(inner)
         self.is_paused = False
         self._host_s = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []

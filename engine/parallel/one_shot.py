@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from engine.parallel.communicator import Communicator
+from engine.parallel.communicator import Communicator, PassingCommunicator
 
 ON_VARIABLE = "GEARSHIFT_ONE_SHOT_SUMS"
 # Up to here torch itself, within a node, has each member read all parts.
@@ -71,38 +70,15 @@ class PeerSum:
         return summed
 
 
-@dataclass(frozen=True, kw_only=True)
-class OneShotCommunicator:
-    """``inner``, but for the sums that are small; see ``engine.parallel.communicator``."""
+class OneShotCommunicator(PassingCommunicator):
+    """``inner``, but for the sums that are small."""
 
-    inner: Communicator
-    small_sum: SmallSum
-
-    @property
-    def size(self) -> int:
-        return self.inner.size
-
-    @property
-    def rank(self) -> int:
-        return self.inner.rank
+    def __init__(self, *, inner: Communicator, small_sum: SmallSum) -> None:
+        super().__init__(inner)
+        self.small_sum = small_sum
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return self.small_sum(x) if is_small(x) else self.inner.all_reduce(x)
-
-    def all_gather(self, x: Tensor) -> Tensor:
-        return self.inner.all_gather(x)
-
-    def all_to_all(self, x: Tensor) -> Tensor:
-        return self.inner.all_to_all(x)
-
-    def send(self, x: Tensor, dst: int) -> None:
-        self.inner.send(x, dst)
-
-    def recv(self, like: Tensor, src: int) -> Tensor:
-        return self.inner.recv(like, src)
-
-    def barrier(self) -> None:
-        self.inner.barrier()
 
 
 def with_one_shot(

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 import msgspec
 
@@ -60,6 +60,7 @@ from engine.transition.costs import DEFAULT_LIMITS, PricedTransition, Transition
 from engine.wire.frames import FrameChannel
 
 ENGINE_GONE = "the engine's process is gone"
+AnswerT = TypeVar("AnswerT", Applied, Previewed, Stats, Knobs, ModeTables)
 
 
 class RemoteEngine:
@@ -133,19 +134,13 @@ class RemoteEngine:
         return self._is_connected and self._state.is_healthy
 
     def stats(self) -> EngineStats:
-        answer = self._call(AskStats(number=next(self._numbers)))
-        assert isinstance(answer, Stats), f"the engine answered {answer}"
-        return answer.stats
+        return self._call(Stats, AskStats(number=next(self._numbers))).stats
 
     def capabilities(self) -> list[Knob]:
-        answer = self._call(AskKnobs(number=next(self._numbers)))
-        assert isinstance(answer, Knobs), f"the engine answered {answer}"
-        return answer.knobs
+        return self._call(Knobs, AskKnobs(number=next(self._numbers))).knobs
 
     def mode_tables(self) -> list[ModeTable | None]:
-        answer = self._call(AskModeTables(number=next(self._numbers)))
-        assert isinstance(answer, ModeTables), f"the engine answered {answer}"
-        return answer.tables
+        return self._call(ModeTables, AskModeTables(number=next(self._numbers))).tables
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -175,16 +170,14 @@ class RemoteEngine:
         limits: TransitionLimits = DEFAULT_LIMITS,
     ) -> AppliedPolicy:
         number = next(self._numbers)
-        answer = self._call(Apply(number=number, policy=policy, expected=expected, limits=limits))
-        assert isinstance(answer, Applied), f"the engine answered {answer}"
-        return answer.applied
+        ask = Apply(number=number, policy=policy, expected=expected, limits=limits)
+        return self._call(Applied, ask).applied
 
     def preview(
         self, policy: EnginePolicy, *, limits: TransitionLimits = DEFAULT_LIMITS
     ) -> PricedTransition | None:
-        answer = self._call(Preview(number=next(self._numbers), policy=policy, limits=limits))
-        assert isinstance(answer, Previewed), f"the engine answered {answer}"
-        return answer.found
+        ask = Preview(number=next(self._numbers), policy=policy, limits=limits)
+        return self._call(Previewed, ask).found
 
     def say_ready(self) -> None:
         """Tell the engine's process that connections are accepted, on the loop that does so.
@@ -214,10 +207,12 @@ class RemoteEngine:
 
     # -- sending -------------------------------------------------------------------------------
 
-    def _call(self, ask: Ask) -> Answer:
-        answer: Future[Answer] = Future()
-        self._send_owed(ask.number, answer, msgspec.msgpack.encode(ask))
-        return answer.result()
+    def _call(self, kind: type[AnswerT], ask: Ask) -> AnswerT:
+        owed: Future[Answer] = Future()
+        self._send_owed(ask.number, owed, msgspec.msgpack.encode(ask))
+        answer = owed.result()
+        assert isinstance(answer, kind), f"the engine answered {answer}"
+        return answer
 
     def _send_owed(self, number: int, owed: Future[Answer] | _RemoteRequest, frame: bytes) -> None:
         self._owed[number] = owed

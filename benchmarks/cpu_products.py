@@ -185,8 +185,8 @@ def report(tables: list[str], others: float, options: argparse.Namespace) -> str
         f"--rounds {options.rounds}`; least {clock} of {options.rounds} rounds in turn",
         f"* {LAYERS} layers of hidden size {HIDDEN}, FFN {FFN}, q, k and v together {QKV} wide; "
         "the head, tied to the embedding, is plain",
-        "* `packed`: few rows (bfloat16 on Intel without AMX: any) by the compiled products, more by "
-        "oneDNN",
+        "* `packed`: few rows (bfloat16 on Intel without AMX: any) by compiled products, others "
+        "by oneDNN",
         f"* `packed in {PIECES}`: base of a plan with sp={PIECES} and Shift, whose rungs share the "
         "pieces",
         "* `of reading`: bytes of weights a second over reading memory; `of the peak`: against the "

@@ -10,8 +10,8 @@
 
 namespace gs {
 
-constexpr index_t kKeys = 128;      // keys of a tile
-constexpr index_t kQueryRows = 512;  // queries times heads of a block, where there are many blocks
+constexpr index_t kKeys = 128;        // keys of a tile
+constexpr index_t kQueryRows = 1024;  // queries times heads of a block, where there are many blocks
 
 // ``count`` new tokens of a sequence from ``first`` on, all heads of one KV head.
 struct PrefillWork {

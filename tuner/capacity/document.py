@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
-from policies.numbers import short, short_beside
+from policies.numbers import counted, short, short_beside
 from policies.report import finite
 from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
@@ -126,7 +126,7 @@ def load_json(workload: Workload, factor: float) -> dict[str, Any]:
 def load_text(load: dict[str, Any]) -> str:
     """A load in words."""
     if load["concurrency"] is not None:
-        return f"{load['concurrency']} clients"
+        return counted(load["concurrency"], "client")
     return f"{short(load['rate_rps'])} requests/s"
 
 

@@ -24,6 +24,7 @@ from tuner.planner.pool import Jobs, Workers
 from tuner.search.design import ruled_settings
 from tuner.spec.errors import TunerError
 from tuner.spec.space import THRESHOLDS, build_space
+from tuner.workload.judged import check_judged
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
 
@@ -99,9 +100,12 @@ def compare(
     """The runs of every case, those that cannot run included.
 
     Raises:
-        TunerError: no plan on that many devices can run the model.
+        TunerError: no plan on that many devices can run the model; or a bound of the SLA says
+            nothing of this load.
         ComparisonStopped: Ctrl-C, when some draws were whole; before that KeyboardInterrupt.
     """
+    if question.sla is not None:
+        check_judged(question.load, question.sla)
     with Workers(jobs) as workers:
         runner = _Runner(question=question, workers=workers, on_progress=on_progress)
         cases = [*_static_cases(runner), *_shift_cases(runner)]

@@ -86,6 +86,16 @@ class Cut:
     tokens: int = 0
     largest: int | None = None
 
+    @property
+    def is_told(self) -> bool:
+        """Whether what is left is not what was asked for: less than the source has, or fewer
+        requests than were named."""
+        return self.rows > 0 or self._is_short
+
+    @property
+    def _is_short(self) -> bool:
+        return self.kind is CutKind.REQUESTS and self.of_rows < self.limit
+
     def to_json(self) -> dict[str, Any]:
         return {
             "kind": self.kind.value,
@@ -99,6 +109,8 @@ class Cut:
     def __str__(self) -> str:
         if self.kind is CutKind.NO_OUTPUT:
             return f"without output tokens: left out {self.rows} of {self.of_rows} rows"
+        if self._is_short:
+            return f"requests={self.limit:.0f}, but only {self.of_rows} come in its time"
         if self.largest is None:
             return f"{self.kind}={self.limit:g} left out {self.rows} of {self.of_rows} rows"
         return (
@@ -183,7 +195,7 @@ class Workload:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What was cut, and what a fixed length implies."""
-        cuts = tuple(f"workload: {cut}" for cut in self.source.cuts if cut.rows)
+        cuts = tuple(f"workload: {cut}" for cut in self.source.cuts if cut.is_told)
         return (*cuts, self._lockstep_warning) if self.is_lockstep else cuts
 
     @property

@@ -204,7 +204,7 @@ def test_a_bound_that_says_nothing_of_the_load_is_one_line(run: Run, place: Plac
     """Of one-token outputs nothing can be judged by TPOT: it would never be met."""
     load = "poisson:rate=2,input=8,output=1,requests=4"
     bounds = ("--sla", "p95_ttft_ms<=500,p95_tpot_ms<=50")
-    for path in ("plan", "capacity", "tune"):
+    for path in ("plan", "capacity", "tune", "compare"):
         words = (path, *place.words(path), "--workload", load, *bounds)
         line = refused(run(*words), about=path)
         assert f"p95_tpot_ms<=50: no output of workload '{load}' has the two tokens" in line

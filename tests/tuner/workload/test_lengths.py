@@ -105,3 +105,16 @@ def test_a_cut_that_took_nothing_is_no_warning() -> None:
     assert parse_workload(f"{spec},max_input=64", seed=0).warnings == ()
     (told,) = parse_workload(f"{spec},max_input=32", seed=0).warnings
     assert "max_input=32 shortened" in told
+
+
+@pytest.mark.parametrize("process", ["step:rate=2,to=4,at=30", "ramp:rate=2,to=4"])
+def test_requests_that_do_not_come_in_the_time_of_a_process_are_told(process: str) -> None:
+    workload = parse_workload(f"{process},input=64,output=8,requests=1000", seed=0)
+    assert workload.warnings == (
+        f"workload: requests=1000, but only {len(workload)} come in its time",
+    )
+    assert (
+        parse_workload(f"{process},input=64,output=8,requests=9", seed=0)
+        .warnings[0]
+        .endswith("rows")
+    )

@@ -1,5 +1,7 @@
-"""How many requests a second an engine begins while a queue is felt: remembered, since what ended
-in the last window is little where little came before a gust, or where all of it are prompts still.
+"""How many requests a second an engine begins while a queue is felt.
+
+The last window alone does not tell: at the start of a gust few requests have ended in it, since few
+came before, or since all that run are still at their prompts. So it is remembered over windows.
 """
 
 from __future__ import annotations
@@ -7,14 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-# Counts of so many busy seconds ago weigh 1/e of those of now: engines and lengths change.
+# What was counted so many busy seconds ago weighs 1/e, because engines and lengths change.
 BUSY_S = 60.0
-# Of so few that began nothing is told.
+# No rate is told from fewer requests than this.
 LEAST_BEGUN = 20.0
-# Between two looks no more time may have passed than the later one counts: the rest was not seen.
+# Two looks further apart than this many windows leave a gap that neither has seen.
 MOST_GAP = 1.5
-# More waiting than the SLA bears in this share of its bound, and than luck explains in so many
-# standard deviations, is a queue that is felt.
+# A queue is felt when more wait than the SLA bears in this share of its bound, and more than luck
+# explains in so many standard deviations.
 SETPOINT = 0.5
 CHANCE = 2.0
 
@@ -23,9 +25,9 @@ CHANCE = 2.0
 class BusyRate:
     """What one look hands to the next.
 
-    ``begun`` requests, of the table's mix, had their first step in ``seconds`` in which a queue was
-    felt, both with older ones weighing less; of ranks of ``plan`` (as text). ``running`` ran when
-    the last look came, at ``read_s``, and ``is_felt``: so many waited then.
+    Ranks of ``plan`` (as text) began ``begun`` requests of the table's mix in ``seconds`` in which
+    a queue was felt; older ones weigh less in both. At the last look, at ``read_s``, ``running``
+    requests ran, and ``is_felt`` says whether a queue was felt.
     """
 
     plan: str = ""
@@ -36,8 +38,8 @@ class BusyRate:
     read_s: float | None = None
 
     def rps_of(self, plan: str) -> float:
-        """Requests of the table's mix a second that ranks of ``plan`` begin while they have as many
-        as they can take, one standard deviation of luck taken off; 0: unknown."""
+        """Requests of the table's mix that busy ranks of ``plan`` begin a second, less one standard
+        deviation of luck; 0: unknown."""
         if plan != self.plan or self.begun < LEAST_BEGUN:
             return 0.0
         return self.begun / self.seconds * (1 - 1 / math.sqrt(self.begun))
@@ -60,13 +62,13 @@ def watch_busy(
     is_felt: bool,
     request_size: float,
 ) -> BusyRate:
-    """Take in a look at ``seconds`` in which ``ended`` requests ended, with ``running`` and
-    ``is_felt`` as they are at its end, and requests as long as ``request_size`` of the table's.
+    """Take in a look at ``seconds`` in which ``ended`` requests ended; ``running`` and ``is_felt``
+    are as at its end. A request is as much work as ``request_size`` of the table's.
 
-    What ends and what then runs more have begun. That counts where a queue was felt before and
-    after: nearly all of the time between no row that could be had stood empty. With a queue at one
-    end only it is the least that can begin, and counts if it is more than was known: a door that
-    shuts at a gust would learn nothing else.
+    Those that began are those that ended and those by which more run than before. Where a queue was
+    felt at both ends of the look, ranks were full nearly all the time between, so that this is what
+    they can begin. With a queue at one end only they may begin more, so it counts only where it is
+    above what was known: an engine that admits no queue would learn nothing otherwise.
     """
     before = memory if memory.plan == plan else BusyRate(plan=plan)
     after = replace(before, running=running, is_felt=is_felt, read_s=now_s)

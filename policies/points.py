@@ -194,14 +194,14 @@ class OperatingPoint:
         return sum(math.log(max(v, 1e-9) / b) for v, b in known) / len(known)
 
 
-def is_faster(point: OperatingPoint, other: OperatingPoint, *, by: float = 0.01) -> bool:
-    """Whether ``point`` beats ``other`` by more than ``by`` over the latencies both know."""
+def is_faster(point: OperatingPoint, other: OperatingPoint) -> bool:
+    """Whether ``point`` beats ``other`` by more than 1 % over the latencies both know."""
     shared = [k for k in point.metrics if k.endswith("_ms") and k in other.metrics]
     ratios = [
         math.log(max(point.metrics[k].value, 1e-9) / max(other.metrics[k].value, 1e-9))
         for k in shared
     ]
-    return bool(ratios) and sum(ratios) / len(ratios) < math.log1p(-by)
+    return bool(ratios) and sum(ratios) / len(ratios) < math.log1p(-0.01)
 
 
 EstimateJson = dict[str, dict[str, float | None]]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,22 +16,18 @@ from api.cli.common import (
     log,
     print_json,
     print_lines,
-    progress_bar,
-    progress_console,
 )
-from api.cli.engine_options import read_rungs
 from api.cli.grouped import grouped
-from api.cli.groups import LocalMachine, PinnedPlan, PrefixCacheOption
+from api.cli.groups import LocalMachine, PinnedPlan, PlannedWorkload, PrefixCacheOption
 from api.cli.pictured import DrawnOutput
-from api.cli.plan import PlannedWorkload
-from api.cli.simulate import NamedCaps, Place
+from api.cli.place import NamedCaps, Place
+from api.cli.progress import stage_bar
 from policies.numbers import counted
 
 if TYPE_CHECKING:
     from policies.sla import Sla
     from tuner.answers.carried import Carried
     from tuner.answers.cases import Case, Question
-    from tuner.capacity.search import OnProbe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +93,7 @@ def capacity(
     elif model is None:
         fail("--model is missing: name one to simulate, or --url of a running server")
     else:
-        question = _question(model, planned, plan, caps, place, sla, prefix_cache)
+        question = place.question(model, plan, planned, caps, sla=sla, prefix_cache=prefix_cache)
         case = place.case(question, machine, has_intervals=True)
         answer = _look(question, case, sla, draws.draws)
         document, facts, title = answer.document, [*answer.title.parts], answer.title.lines()
@@ -119,7 +114,8 @@ def _look(question: Question, case: Case, sla: Sla, num_draws: int) -> Carried:
     """What the case carries; after Ctrl-C as far as that was found."""
     from tuner.answers.carried import CarriedStopped, carried
 
-    with _progress() as show:
+    with stage_bar("capacity", _log_progress) as bar:
+        show = partial(bar, "loads in turn")
         try:
             return carried(question, case, sla=sla, num_draws=num_draws, on_probe=show)
         except CarriedStopped as stopped:
@@ -128,47 +124,6 @@ def _look(question: Question, case: Case, sla: Sla, num_draws: int) -> Carried:
             return stopped.answer
 
 
-def _question(
-    model: str,
-    planned: PlannedWorkload,
-    plan: PinnedPlan,
-    caps: NamedCaps,
-    place: Place,
-    sla: Sla,
-    prefix_cache: bool | None,
-) -> Question:
-    from tuner.answers.cases import Question
-
-    return Question(
-        model=model,
-        spec=plan.spec,
-        workload=planned.read_workload(),
-        sla=sla,
-        seed=planned.seed,
-        mode=plan.mode,
-        rungs=read_rungs(plan.rungs),
-        caps=caps,
-        served=place,
-        prefix_cache=prefix_cache,
-    )
-
-
-@contextmanager
-def _progress() -> Iterator[OnProbe]:
-    """A bar over the loads that are looked at, on stderr; on a file or pipe a line now and then."""
-    console = progress_console()
-    if not console.is_terminal:
-        yield _log_progress
-        return
-    with progress_bar(console) as bar:
-        task = bar.add_task("capacity: loads in turn", total=None)
-
-        def show(done: int, expected: int) -> None:
-            bar.update(task, completed=done, total=expected)
-
-        yield show
-
-
-def _log_progress(done: int, expected: int) -> None:
+def _log_progress(_stage: str, done: int, expected: int) -> None:
     if done % 20 == 0:
         log(f"capacity: {done} of about {expected} runs simulated")

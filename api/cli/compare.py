@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,14 +13,13 @@ from api.cli.common import (
     log,
     print_json,
     print_lines,
-    progress_bar,
-    progress_console,
 )
 from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
 from api.cli.groups import JobsOption, JudgedWorkload, LocalMachine, PrefixCacheOption
 from api.cli.pictured import DrawnOutput
-from api.cli.simulate import NamedCaps, Place
+from api.cli.place import NamedCaps, Place
+from api.cli.progress import stage_bar
 from engine.spec.modes import AUTO
 from engine.spec.plan import ParallelPlan, PlanSpec
 from policies.numbers import short
@@ -134,7 +131,7 @@ def _run(question: comparing.Question, jobs: Jobs) -> tuple[tuple[comparing.Runs
     """The runs, and of how many draws they are: fewer than asked after Ctrl-C."""
     from tuner.comparison.compare import ComparisonStopped, compare
 
-    with _progress() as show:
+    with stage_bar("compare") as show:
         try:
             return compare(question, jobs=jobs, on_progress=show), question.num_draws
         except ComparisonStopped as stopped:
@@ -281,19 +278,3 @@ def _print(document: dict[str, Any]) -> None:
 def _breakable(label: str) -> str:
     """A plan's axes may stand in several lines; typed with the spaces it is the same plan."""
     return label.replace(",", ", ").replace(",  ", ", ")
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A bar per stage on stderr; on a file or pipe nothing."""
-    console = progress_console()
-    if not console.is_terminal:
-        yield lambda *_: None
-        return
-    with progress_bar(console) as bar:
-        task = bar.add_task("compare", total=None)
-
-        def show(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=f"compare: {stage}", completed=done, total=total)
-
-        yield show

@@ -25,17 +25,14 @@ MOST_SEQS = 2**17
 MOST_TOKENS = 2**24
 MOST_DEVICES = 2**14
 UNITS = {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 2**20}
-ModelOption = Annotated[
-    Path, typer.Option("--model", metavar="DIR", help="Model folder in Hugging Face format.")
-]
-ModelNameOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="NAME|DIR",
-        help="Model by name, as in llama-3.1-70b, or a folder in Hugging Face format.",
-    ),
-]
+MODEL_DIR = typer.Option("--model", metavar="DIR", help="Model folder in Hugging Face format.")
+MODEL_NAME = typer.Option(
+    "--model",
+    metavar="NAME|DIR",
+    help="Model by name, as in llama-3.1-70b, or a folder in Hugging Face format.",
+)
+ModelOption = Annotated[Path, MODEL_DIR]
+ModelNameOption = Annotated[str, MODEL_NAME]
 LinkOption = Annotated[
     str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
 ]

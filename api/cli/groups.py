@@ -137,6 +137,14 @@ class JudgedWorkload(WorkloadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedWorkload(WorkloadOptions):
+    """A workload, and the SLA that plans must meet under it."""
+
+    workload: Annotated[str, typer.Option(help="Workload SPEC, as in azure:PATH,seconds=900.")]
+    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Served(ServedBy):
     """How a model is served: its number format, and the serving system on described hardware."""
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -17,27 +16,18 @@ from api.cli.common import (
     log,
     print_json,
     print_lines,
-    progress_bar,
-    progress_console,
 )
 from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
-from api.cli.groups import Described, GoalOptions, JobsOption, WorkloadOptions
+from api.cli.groups import Described, GoalOptions, JobsOption, PlannedWorkload
 from api.cli.pictured import DrawnOutput
+from api.cli.progress import stage_bar
 
 if TYPE_CHECKING:
     from policies.capacity_table import CapacityTable
     from tuner.planner.planner import OnPlanning, PlanReport
     from tuner.planner.pool import Jobs
     from tuner.planner.ways_out import WaysOut
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedWorkload(WorkloadOptions):
-    """A workload, and the SLA that plans must meet under it."""
-
-    workload: Annotated[str, typer.Option(help="Workload SPEC, as in azure:PATH,seconds=900.")]
-    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +89,7 @@ def plan(
     load = planned.read_workload()
     if judging.capacity_table:
         check_has_table(load)
-    with _progress() as show:
+    with stage_bar("plan", _log_progress) as show:
         report = _judge(
             partial(
                 make_plan,
@@ -171,22 +161,6 @@ def _ways_out(report: PlanReport, jobs: Jobs) -> WaysOut | None:
     except KeyboardInterrupt:
         log("plan: stopped looking for what would help")
         return None
-
-
-@contextmanager
-def _progress() -> Iterator[OnPlanning]:
-    """A bar per stage on stderr; on a file or pipe a line now and then."""
-    console = progress_console()
-    if not console.is_terminal:
-        yield _log_progress
-        return
-    with progress_bar(console) as bar:
-        task = bar.add_task("plan", total=None)
-
-        def show(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=f"plan: {stage}", completed=done, total=total)
-
-        yield show
 
 
 def _log_progress(stage: str, done: int, total: int) -> None:

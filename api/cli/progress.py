@@ -1,12 +1,34 @@
-"""How far a simulation is: a bar on stderr where someone watches, words where it is stopped."""
+"""How far work is: a bar on stderr where someone watches, words where it is stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from api.cli.common import progress_bar, progress_console
-from tuner.simulation.simulate import OnProgress
+
+if TYPE_CHECKING:
+    from tuner.simulation.simulate import OnProgress
+
+# Of a stage, how much is done and how much there is.
+OnStage = Callable[[str, int, int], None]
+
+
+@contextmanager
+def stage_bar(title: str, unwatched: OnStage = lambda *_: None) -> Iterator[OnStage]:
+    """A bar that starts anew with each stage; on a file or pipe ``unwatched`` is called instead."""
+    console = progress_console()
+    if not console.is_terminal:
+        yield unwatched
+        return
+    with progress_bar(console) as bar:
+        task = bar.add_task(title, total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{title}: {stage}", completed=done, total=total)
+
+        yield show
 
 
 class Watched:
@@ -17,20 +39,12 @@ class Watched:
 
     @contextmanager
     def stage(self, title: str) -> Iterator[OnProgress]:
-        """A bar over requests that have ended; on a file or pipe nothing is drawn."""
-        console = progress_console()
-        if not console.is_terminal:
-            yield self._keep
-            return
-        with progress_bar(console) as bar:
-            task = bar.add_task(title, total=None)
+        """A bar over requests that have ended."""
+        with stage_bar(title) as bar:
 
             def show(now_s: float, num_ended: int, num_requests: int) -> None:
-                self._keep(now_s, num_ended, num_requests)
-                text = f"{title}: {now_s:.0f} s simulated"
-                bar.update(task, completed=num_ended, total=num_requests, description=text)
+                so_far = f"{num_ended} of {num_requests} requests"
+                self.text = f"after {now_s:.0f} s of the load, {so_far}"
+                bar(f"{now_s:.0f} s simulated", num_ended, num_requests)
 
             yield show
-
-    def _keep(self, now_s: float, num_ended: int, num_requests: int) -> None:
-        self.text = f"after {now_s:.0f} s of the load, {num_ended} of {num_requests} requests"

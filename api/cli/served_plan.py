@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from api.cli.common import fail
-from api.cli.engine_options import MOST_DEVICES
+from api.cli.engine_options import MODEL_DIR, MOST_DEVICES
 from api.cli.given import strength, strongest
 from api.cli.groups import PlanOptions
 
@@ -30,10 +30,7 @@ class ServedModel:
     model_tag: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="The same as --model.")
     ] = None
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="DIR", help="Model folder in Hugging Face format."),
-    ] = None
+    model: Annotated[str | None, MODEL_DIR] = None
 
     def folder(self, ctx: typer.Context) -> Path:
         """The one named; ends where there is none, or two that differ."""
@@ -54,31 +51,22 @@ def _is_hub_name(word: str) -> bool:
     return bool(name) and "/" not in name and not is_path
 
 
+def _degree(word: str, *names: str) -> Any:
+    return typer.Option(*names, min=1, max=MOST_DEVICES, help=f"{word} of the plan.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServedPlan(PlanOptions):
     """A plan, in one word or by its parts, whose modes the engine may time at its start."""
 
-    tensor_parallel_size: Annotated[
-        int | None,
-        typer.Option(
-            "--tensor-parallel-size", "-tp", min=1, max=MOST_DEVICES, help="tp of the plan."
-        ),
-    ] = None
+    tensor_parallel_size: Annotated[int | None, _degree("tp", "--tensor-parallel-size", "-tp")] = (
+        None
+    )
     pipeline_parallel_size: Annotated[
-        int | None,
-        typer.Option(
-            "--pipeline-parallel-size", "-pp", min=1, max=MOST_DEVICES, help="pp of the plan."
-        ),
+        int | None, _degree("pp", "--pipeline-parallel-size", "-pp")
     ] = None
-    data_parallel_size: Annotated[
-        int | None,
-        typer.Option(
-            "--data-parallel-size", "-dp", min=1, max=MOST_DEVICES, help="dp of the plan."
-        ),
-    ] = None
-    ulysses_sequence_parallel_size: Annotated[
-        int | None, typer.Option(min=1, max=MOST_DEVICES, help="sp of the plan.")
-    ] = None
+    data_parallel_size: Annotated[int | None, _degree("dp", "--data-parallel-size", "-dp")] = None
+    ulysses_sequence_parallel_size: Annotated[int | None, _degree("sp")] = None
     enable_shift_parallel: Annotated[
         bool, typer.Option("--enable-shift-parallel", help="Shift of the plan.")
     ] = False

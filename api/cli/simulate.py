@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import end, end_interrupted, log, print_json, print_lines
-from api.cli.engine_options import MOST_SEQS, MOST_TOKENS, ModelNameOption, read_rungs
+from api.cli.engine_options import ModelNameOption
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import (
-    Described,
     JudgedWorkload,
     LocalMachine,
     PinnedPlan,
@@ -23,8 +22,8 @@ from api.cli.groups import (
     writing,
 )
 from api.cli.pictured import DrawnOutput
+from api.cli.place import NamedCaps, Place
 from policies.numbers import short, short_beside
-from tuner.answers import asked
 
 if TYPE_CHECKING:
     from engine.spec.measurement import Measurement
@@ -33,52 +32,6 @@ if TYPE_CHECKING:
     from tuner.answers.cases import Case, Question
     from tuner.answers.simulated import Simulated
     from tuner.simulation.simulate import SimulationResult
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedCaps(asked.NamedCaps):
-    """What a step may hold and take."""
-
-    max_num_seqs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MOST_SEQS, help="Sequences per step; by default the backend's (here 64)."
-        ),
-    ] = None
-    max_num_batched_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MOST_TOKENS, help="Tokens per step; by default the backend's (here 2048)."
-        ),
-    ] = None
-    max_step_ms: Annotated[
-        float | None, typer.Option(help="Chunks are sized so that a mixed step fits this.")
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place(Described):
-    """Where the plan would run: on this machine, if no hardware is described."""
-
-    hardware: Annotated[
-        str | None, typer.Option(help="Described hardware instead, as in 8xh200.")
-    ] = None
-
-    def case(self, question: Question, machine: LocalMachine, *, has_intervals: bool) -> Case:
-        """The question there; ends on an option of the other kind of place."""
-        from tuner.answers.cases import described, on_this_machine
-
-        if self.hardware is None:
-            self.refuse_backend("--hardware")
-            case = on_this_machine(question, machine, has_intervals=has_intervals)
-        else:
-            machine.refuse()
-            case = described(question, self.hardware, has_intervals=has_intervals)
-        for note in case.notes:
-            log(f"simulate: {note}")
-        for warning in case.warnings:
-            log(f"warning: {warning}")
-        return case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,18 +85,12 @@ def simulate(
     ] = True,
 ) -> None:
     """Simulate a plan under a workload with the engine's own scheduler and a cost model."""
-    from tuner.answers.cases import Question
-
-    question = Question(
-        model=model,
-        spec=plan.spec,
-        workload=judged.read_workload(),
+    question = place.question(
+        model,
+        plan,
+        judged,
+        caps,
         sla=judged.read_sla(),
-        seed=judged.seed,
-        mode=plan.mode,
-        rungs=read_rungs(plan.rungs),
-        caps=caps,
-        served=place,
         prefix_cache=prefix_cache,
         admit_rps=admit_rps,
     )

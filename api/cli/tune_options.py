@@ -9,6 +9,7 @@ import typer
 
 from api.cli.common import fail
 from api.cli.engine_options import (
+    MODEL_NAME,
     MOST_DEVICES,
     MOST_SEED,
     DeviceOption,
@@ -25,13 +26,7 @@ if TYPE_CHECKING:
 class Search:
     """What is looked for, and how far."""
 
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|DIR",
-            help="Model by name, as in llama-3.1-70b, or a folder in Hugging Face format.",
-        ),
-    ] = None
+    model: Annotated[str | None, MODEL_NAME] = None
     workload: Annotated[
         str | None,
         typer.Option(help="Workload SPEC, as in azure:PATH,seconds=120,max_input=2048."),

@@ -17,6 +17,7 @@ from api.cli.engine_options import (
     MOST_SEED,
     DeviceOption,
     JsonOption,
+    ModelOption,
     QuantizationOption,
     check_device,
 )
@@ -41,7 +42,7 @@ LOOK_S = 0.5
 class Wanted:
     """The model, what it must hold, and the load it is tuned under."""
 
-    model: Annotated[Path, typer.Option(metavar="DIR", help="Model folder in Hugging Face format.")]
+    model: ModelOption
     sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")]
     workload: Annotated[str, typer.Option(help="Workload SPEC of the load to tune for.")] = (
         DEFAULT_WORKLOAD

@@ -61,22 +61,18 @@ def train_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(list_sentences(), trainer)
+    tokenizer.train_from_iterator(sentences(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS_TOKEN} $A", special_tokens=[(BOS_TOKEN, SPECIAL_TOKENS.index(BOS_TOKEN))]
     )
     return tokenizer
 
 
-def list_sentences(count: int = NUM_SENTENCES) -> list[str]:
-    """``count`` lines: plain sentences, invented words, numbers and snippets of code."""
-    return list(_sentences(count))
-
-
-def _sentences(count: int) -> Iterator[str]:
+def sentences() -> Iterator[str]:
+    """Lines to learn from: plain sentences, invented words, numbers and snippets of code."""
     rng = random.Random(20_250_917)
-    words = [_word(rng) for _ in range(count // 2)]
-    for number in range(count):
+    words = [_word(rng) for _ in range(NUM_SENTENCES // 2)]
+    for number in range(NUM_SENTENCES):
         match number % 4:
             case 0 | 1:
                 yield _plain(rng).capitalize() + "."

@@ -110,7 +110,6 @@ class ModeChooser:
         if not self.plan.shift:
             return BASE
         if self.coin_seed is not None:
-            # From shift up: a seed flips between two ends as it always did.
             return self.modes[-1 - _coin(self.coin_seed, step_id, len(self.modes))]
         return pinned_mode(self.pin)
 

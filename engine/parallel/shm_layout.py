@@ -17,12 +17,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.spec.errors import EngineError
-
 LINE_BYTES = 64
 HEADER_BYTES = 4096
-SLOT_BYTES = 256 * 1024
+SLOT_BYTES = 256 * 1024  # of whole pages
 RING_BYTES = 4 * 2**20
+RING_STRIDE = 2 * LINE_BYTES + RING_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,6 @@ class GroupRegion:
 
     spec: GroupSpec
     offset: int
-    slot_bytes: int = SLOT_BYTES
-    ring_bytes: int = RING_BYTES
 
     @property
     def counters(self) -> int:
@@ -58,32 +55,19 @@ class GroupRegion:
     @property
     def rings(self) -> int:
         """Rings by ``source * size + target``."""
-        return self.slots + self.spec.size * 2 * self.slot_bytes
-
-    @property
-    def ring_stride(self) -> int:
-        return 2 * LINE_BYTES + self.ring_bytes
+        return self.slots + self.spec.size * 2 * SLOT_BYTES
 
     @property
     def end(self) -> int:
-        return _aligned(self.rings + self.spec.size**2 * self.ring_stride)
+        return _aligned(self.rings + self.spec.size**2 * RING_STRIDE)
 
 
-def lay_out(
-    groups: Sequence[GroupSpec], *, slot_bytes: int = SLOT_BYTES, ring_bytes: int = RING_BYTES
-) -> list[GroupRegion]:
+def lay_out(groups: Sequence[GroupSpec]) -> list[GroupRegion]:
     """Regions of ``groups``, one after the other. Every rank computes the same ones."""
-    if slot_bytes % 4096 or ring_bytes % LINE_BYTES:
-        raise EngineError(
-            f"slot_bytes={slot_bytes} must be a multiple of 4096, "
-            f"ring_bytes={ring_bytes} of {LINE_BYTES}"
-        )
     regions: list[GroupRegion] = []
     offset = HEADER_BYTES
     for spec in groups:
-        regions.append(
-            GroupRegion(spec=spec, offset=offset, slot_bytes=slot_bytes, ring_bytes=ring_bytes)
-        )
+        regions.append(GroupRegion(spec=spec, offset=offset))
         offset = regions[-1].end
     return regions
 

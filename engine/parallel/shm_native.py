@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.native_build import Functions, declared
-from engine.parallel.shm_layout import GroupRegion, Segment
+from engine.parallel.shm_layout import RING_BYTES, SLOT_BYTES, GroupRegion, Segment
 from engine.parallel.shm_waiting import Failure, GroupTrouble, spins_for
 
 # The order of kSums in shm_collectives.cpp.
@@ -64,8 +64,8 @@ class NativeShmCommunicator:
             region.counters,
             region.slots,
             region.rings,
-            region.slot_bytes,
-            region.ring_bytes,
+            SLOT_BYTES,
+            RING_BYTES,
             int(timeout_s * 1e9),
             self._size,
             self._rank,

@@ -16,7 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.parallel.shm_layout import LINE_BYTES, GroupRegion, Segment
+from engine.parallel.shm_layout import (
+    LINE_BYTES,
+    RING_BYTES,
+    RING_STRIDE,
+    SLOT_BYTES,
+    GroupRegion,
+    Segment,
+)
 from engine.parallel.shm_waiting import Failure, GroupTrouble, spins_for
 
 Bytes = npt.NDArray[np.uint8]
@@ -76,7 +83,7 @@ class PythonShmCommunicator:
         items, add = _summed(x)
         slots = self._typed_slots(items.dtype)
         tag = ALL_REDUCE | items.nbytes
-        most = self._region.slot_bytes // items.itemsize
+        most = SLOT_BYTES // items.itemsize
         for start in range(0, max(1, len(items)), most):
             part = items[start : start + most]
             buffers = self._next(slots)
@@ -91,7 +98,7 @@ class PythonShmCommunicator:
         out = torch.empty((self._size, *x.shape), dtype=x.dtype)
         mine = _as_bytes(x.contiguous())
         everyone = _as_bytes(out).reshape(self._size, mine.size)
-        most = self._region.slot_bytes
+        most = SLOT_BYTES
         for start in range(0, max(1, len(mine)), most):
             part = mine[start : start + most]
             buffers = self._next(self._slots)
@@ -107,7 +114,7 @@ class PythonShmCommunicator:
         block_bytes = x.nbytes // self._size
         source = _as_bytes(x).reshape(self._size, block_bytes)
         target = _as_bytes(out).reshape(self._size, block_bytes)
-        most = self._region.slot_bytes // self._size // LINE_BYTES * LINE_BYTES
+        most = SLOT_BYTES // self._size // LINE_BYTES * LINE_BYTES
         for start in range(0, max(1, block_bytes), most):
             here = slice(start, start + most)
             length = source[0, here].size
@@ -144,8 +151,8 @@ class PythonShmCommunicator:
         return out
 
     def _slot(self, parity: int, member: int) -> Bytes:
-        start = self._region.slots + (2 * member + parity) * self._region.slot_bytes
-        return self._memory[start : start + self._region.slot_bytes]
+        start = self._region.slots + (2 * member + parity) * SLOT_BYTES
+        return self._memory[start : start + SLOT_BYTES]
 
     def _typed_slots(self, dtype: np.dtype[Any]) -> list[list[npt.NDArray[Any]]]:
         """The slots seen as ``dtype``, by parity and member."""
@@ -191,14 +198,14 @@ class PythonShmCommunicator:
     def ring(self, source: int, target: int) -> _Ring:
         """My end of the ring from member ``source`` to ``target``."""
         region = self._region
-        start = region.rings + (source * self._size + target) * region.ring_stride
+        start = region.rings + (source * self._size + target) * RING_STRIDE
         data = start + 2 * LINE_BYTES
         return _Ring(
             group=self,
             peer=target if source == self._rank else source,
             written=self._mapped[start : start + 8].cast("Q"),
             read=self._mapped[start + LINE_BYTES : start + LINE_BYTES + 8].cast("Q"),
-            data=self._memory[data : data + region.ring_bytes],
+            data=self._memory[data : data + RING_BYTES],
         )
 
 

@@ -37,17 +37,16 @@ class ConfigReader:
         key: str,
         default: int | None = None,
         *,
-        minimum: int = 1,
         maximum: int = MAX_INTEGER,
     ) -> int:
-        """A whole number from ``minimum`` to ``maximum``."""
+        """A whole number from 1 to ``maximum``."""
         value = self._value(key, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(key, value, "a whole number")
-        if not minimum <= value <= maximum:
-            raise self._wrong(key, value, f"from {minimum} to {maximum}")
+        if not 1 <= value <= maximum:
+            raise self._wrong(key, value, f"from 1 to {maximum}")
         return value
 
     def number(self, key: str, default: float | None = None, *, above: float = -math.inf) -> float:

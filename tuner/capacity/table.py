@@ -55,7 +55,7 @@ class Standing:
 
 
 def climb(
-    options: Sequence[Settings], passes: Passes, limits: tuple[float, float], *, start: float = 1.0
+    options: Sequence[Settings], passes: Passes, limits: tuple[float, float]
 ) -> Standing | None:
     """The best of ``options``, all of one plan; None if none carries even the least load.
 
@@ -64,7 +64,7 @@ def climb(
     best: Standing | None = None
     for settings in options:
         if best is None:
-            good, _ = bracket(partial(passes, settings), limits, start=start)
+            good, _ = bracket(partial(passes, settings), limits)
             if good is not None:
                 best = Standing(settings=settings, factor=good)
             continue

@@ -75,13 +75,13 @@ class Replay:
     attainment: AttainmentChange | None
     effects: tuple[Effect, ...]
 
-    def is_worse(self, by: float = 0.0) -> bool:
-        """Whether attainment falls by more than ``by``, with all of the interval."""
-        return self.attainment is not None and self.attainment.high < -by
+    def is_worse(self) -> bool:
+        """Whether attainment falls, with all of the interval."""
+        return self.attainment is not None and self.attainment.high < 0
 
-    def is_no_worse(self, by: float = 0.0) -> bool:
-        """Whether attainment falls by no more than ``by``, with all of the interval."""
-        return self.attainment is not None and self.attainment.low >= -by
+    def is_no_worse(self) -> bool:
+        """Whether attainment does not fall, with all of the interval."""
+        return self.attainment is not None and self.attainment.low >= 0
 
     def to_json(self) -> dict[str, Any]:
         attainment = self.attainment

@@ -47,7 +47,6 @@ def load_cost_model(
     *,
     dtype: DType | None = None,
     weights: str | None = None,
-    device: str = "cpu",
 ) -> StepModel:
     """The model that ``source`` names: a file, an id, or (None) the newest of this machine.
 
@@ -61,7 +60,7 @@ def load_cost_model(
             plain layers for a quantised checkpoint.
     """
     if source is None:
-        return _newest(this_machine(device), model, dtype, weights)
+        return _newest(this_machine("cpu"), model, dtype, weights)
     path = Path(source)
     if not path.exists() and not source.endswith(".json"):
         path = cost_model_dir() / f"{source}.json"

@@ -49,21 +49,14 @@ PRIOR_WEIGHT = 0.02
 COVERAGE = 0.9
 
 
-def fit_step_model(
-    profile: Profile,
-    model: ModelConfig,
-    *,
-    samples: tuple[StepSample, ...] | None = None,
-    seed: int = 0,
-) -> StepModel:
-    """The step model of a profile of ``model``; ``samples`` (default: the profile's own) are
-    step samples of live serving runs, of any plans.
+def fit_step_model(profile: Profile, model: ModelConfig, *, seed: int = 0) -> StepModel:
+    """The step model of a profile of ``model``, and of the steps of live runs that it holds.
 
     Raises:
         TunerError: the profile holds too little to fit.
     """
     table = operator_table(profile)
-    served = usable(profile.samples if samples is None else samples)
+    served = usable(profile.samples)
     pieces = piece_rows(profile, model, table)
     builder = RowBuilder(DType(profile.dtype), profile_link(profile), model, table)
     serving = sample_rows(builder, model, served)

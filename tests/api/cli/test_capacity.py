@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from api.cli import capacity
+from api.cli import progress
 from engine.models.create import create_model
 from engine.spec.plan import ParallelPlan
 from tests.api.cli.conftest import Run
@@ -34,7 +34,7 @@ def test_a_terminal_sees_how_far_it_is_and_what_is_left(
 ) -> None:
     shown = io.StringIO()
     terminal = Console(file=shown, force_terminal=True, width=80)
-    monkeypatch.setattr(capacity, "progress_console", lambda: terminal)
+    monkeypatch.setattr(progress, "progress_console", lambda: terminal)
     done = run(*WORDS, "--workload", OPEN, "--sla", SLA, "--draws", 2)
     assert done.exit_code == 0, done.output
     assert "capacity: loads in turn" in shown.getvalue()

@@ -33,14 +33,14 @@ def pressed(monkeypatch: pytest.MonkeyPatch, module: Any, when: Callable[..., bo
     """Ctrl-C is pressed when the command's progress is ``when``."""
 
     @contextmanager
-    def progress() -> Iterator[Callable[..., None]]:
+    def progress(*_: object) -> Iterator[Callable[..., None]]:
         def show(*state: Any) -> None:
             if when(*state):
                 signal.raise_signal(signal.SIGINT)
 
         yield show
 
-    monkeypatch.setattr(module, "_progress", progress)
+    monkeypatch.setattr(module, "stage_bar", progress)
 
 
 def test_plan_tells_the_plans_that_were_judged_and_recommends_none(
@@ -81,7 +81,7 @@ def test_plan_interrupted_while_it_looks_for_rates_answers_without_its_table(
 def test_capacity_tells_the_highest_load_that_was_carried_so_far(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pressed(monkeypatch, capacity, lambda done, _: done == 4)
+    pressed(monkeypatch, capacity, lambda _stage, done, _: done == 4)
     words = ("capacity", *NODE, "--plan", "tp=2", *LOAD, *SLA, "--draws", 2)
     done = run(*words)
     assert done.exit_code == 130, done.output

@@ -80,7 +80,9 @@ class WorkloadSpec:
         if not has_colon or kind not in kinds:
             known = ", ".join(f"{k}:" for k in kinds)
             near = f" (a file is auto:{kind})" if Path(kind).suffix else did_you_mean(kind, kinds)
-            raise WorkloadError(f"workload {text!r}: unknown kind {kind!r}{near}; known are {known}")
+            raise WorkloadError(
+                f"workload {text!r}: unknown kind {kind!r}{near}; known are {known}"
+            )
         if kind in traces:
             return _trace_spec(text, kind, rest)
         parts, lengths = _take_lengths(text, rest)

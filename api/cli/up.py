@@ -201,7 +201,7 @@ def _tune(client: Client, wanted: Wanted, workload: str, first: FirstTune) -> Fo
     from engine.spec.settings import Settings
     from store.models import JobState
 
-    log(f"up: looks for what carries {workload} (--workload) within {wanted.sla}")
+    log(f"up: searching for a plan that serves {workload} (--workload) within {wanted.sla}")
     job = client.create_tuning_job(
         {
             "model_dir": str(wanted.model.resolve()),

@@ -53,6 +53,7 @@ def over_time(
         "xAxis": {
             "show": bool(values),
             "type": "time",
+            "splitNumber": 4,  # else labels touch where three charts share a row
             "name": "time (UTC)",
             **_axis_name(),
             "axisLabel": {"hideOverlap": True, "formatter": "{HH}:{mm}:{ss}"},

@@ -26,7 +26,7 @@ LATENCIES = {
     "Gap between tokens (ITL)": Metric.ITL_MS,
 }
 NO_BEAT = "no heartbeat has come"
-NO_METRICS = "its metrics have not come"
+NO_METRICS = "no metrics have arrived"
 Options = Callable[[Seen], charts.Json]
 
 

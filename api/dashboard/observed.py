@@ -17,7 +17,6 @@ from api.web.errors import ApiError
 from api.web.settings import ServiceSettings
 from policies.numbers import counted
 from store import UnitOfWork
-from store.models import Sight
 
 # A forecast is made for it, which takes longer than a look.
 ADVICE_EVERY_S = 15.0
@@ -124,9 +123,8 @@ def _range(found: ShareView) -> str:
 
 
 def _what_is_wrong(seen: ObservationView) -> str:
+    """Beside why it is not seen, which the head of its page says."""
     parts = []
-    if seen.sight is not Sight.SEEN and seen.detail:
-        parts.append(seen.detail)
     if seen.missing:
         parts.append(f"its page has no series for {', '.join(seen.missing)}")
     if seen.judges_tpot_by_itl:
@@ -146,9 +144,9 @@ def _show_advice(outside: Outside) -> None:
     note(text, tone)
     facts(
         [
-            ("Comes now (requests/s)", words.number(found.observed_rps)),
-            ("Peak that is forecast (requests/s)", words.number(found.peak_rps)),
-            ("Must be carried (requests/s)", words.number(found.needed_rps)),
+            ("Load now (requests/s)", words.number(found.observed_rps)),
+            ("Forecast peak (requests/s)", words.number(found.peak_rps)),
+            ("To be carried (requests/s)", words.number(found.needed_rps)),
             ("The table's entry for its plan", _entry(found.current)),
             ("Should run", _entry(found.entry)),
         ]

@@ -32,8 +32,8 @@ async def start_rollout(visit: Visit, engine_id: str, *, reason: str, candidate:
         Text("h2", TITLE)
         Text(
             "p",
-            "It is simulated on the engine's last hours, then takes turns with what runs now, and "
-            "stays only if it does not serve worse. Else what ran before comes back by itself.",
+            "The change is simulated on the engine's last hours. Then it takes turns with the "
+            "current settings. If it serves worse, they come back by themselves.",
         )
         with ui.element("div").classes("fields w-full"):
             form = _Form()
@@ -60,7 +60,7 @@ class _Form:
         )
         self._tolerance.props('stack-label hint="Attainment lower by more than this is worse"')
         self._exposed = ui.number("Longest exposure (s)", value=DEFAULTS.max_exposed_s)
-        self._exposed.props('stack-label hint="What is undecided after so long goes back"')
+        self._exposed.props('stack-label hint="Still undecided after this time: it is taken back"')
 
     def body(self) -> Json:
         """The fields of a rollout that were filled in."""

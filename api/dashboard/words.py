@@ -73,7 +73,7 @@ ROLLOUTS: dict[RolloutState, tuple[str, str]] = {
     RolloutState.CANCELLED: ("none", "cancelled"),
 }
 ROLLOUT_REASONS: dict[str, str] = {
-    RolloutReason.CREATED: "it has begun: simulated on the last hours, unless asked not to",
+    RolloutReason.CREATED: "started: the last hours are simulated first, unless skipped",
     RolloutReason.REPLAY_SKIPPED: "it was not simulated first, as asked",
     RolloutReason.REPLAY_PASSED: "simulated, it was not worse",
     RolloutReason.REPLAY_WORSE: "simulated, it was worse",
@@ -109,7 +109,7 @@ def standing(found: EngineOverview) -> tuple[str, str, str]:
     """Tone, word and reason of how an engine stands."""
     tone, word, reason = _STANDINGS[found.standing]
     if found.standing is Standing.SILENT and found.engine.system is not None:
-        reason = "its metrics do not come"
+        reason = "its metrics do not arrive: check that it runs, and its address"
     own = meaning(found.reason)
     return tone, word, "; ".join(part for part in (reason, own) if part)
 

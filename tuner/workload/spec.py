@@ -79,9 +79,9 @@ class WorkloadSpec:
         kinds = (*traces, *_PROCESS_WORDS)
         if not has_colon or kind not in kinds:
             known = ", ".join(f"{k}:" for k in kinds)
+            near = f" (a file is auto:{kind})" if Path(kind).suffix else did_you_mean(kind, kinds)
             raise WorkloadError(
-                f"workload {text!r}: unknown kind {kind!r}{did_you_mean(kind, kinds)}; known are "
-                f"{known}"
+                f"workload {text!r}: unknown kind {kind!r}{near}; known are {known}"
             )
         if kind in traces:
             return _trace_spec(text, kind, rest)

@@ -114,7 +114,7 @@ class _Head:
             self._tag = Text("span", "", "tag")
             self._why = Text("span", "", "soft")
         with ui.element("p").classes("note warn").props('role="status"') as self._turns:
-            Text("span", "A rollout is on its way here, which changes the policy by turns: ")
+            Text("span", "A rollout is running here, and changes the policy in turns: ")
             self._rollout = ui.link("see how it goes", "/rollouts")
         with card():
             self._change = facts([(name, "") for name in FACTS])

@@ -30,8 +30,8 @@ from store.models.base import utc_now
 
 PATH, TITLE = "/keys", "Keys · Gearshift"
 COLUMNS = (
-    ("name", "Name"), ("begins", "Begins with"), ("scopes", "May"), ("state", "State"),
-    ("used", "Last used"), ("ends", "Ends"), ("made", "Made"),
+    ("name", "Name"), ("begins", "Begins with"), ("scopes", "Scopes"), ("state", "State"),
+    ("used", "Last used"), ("ends", "Expires"), ("made", "Created"),
 )  # fmt: skip
 HOUR_S = 3600
 DAY_H = 24
@@ -79,12 +79,12 @@ class _Keys:
             with ui.element("div").classes("fields"):
                 self._which = ui.select(_valid(found), label="Key").props("stack-label")
                 self._hours = ui.number(
-                    "The old key opens still, hours",
+                    "Old key stays valid, hours",
                     value=DAY_H,
                     min=0,
                     max=MOST_H,
                 )
-                self._hours.props('stack-label hint="When rotated; whoever uses it changes over"')
+                self._hours.props('stack-label hint="Until its users have the new one"')
             with ui.element("div").classes("row"):
                 button("Rotate ...", self._ask_to_rotate, "go")
                 button("Revoke ...", self._ask_to_revoke, "risk")

@@ -54,7 +54,7 @@ FIELDS = (
           hint="As it was started; empty: the system's default"),
     Field(name="max_num_batched_tokens", label="Most tokens in a step",
           hint="As it was started; empty: the system's default"),
-    Field(name="max_devices", label="Most devices", hint="That advice may name; empty: any"),
+    Field(name="max_devices", label="Most devices", hint="Advice names no more; empty: any"),
     Field(name="sla", label="SLA", hint="As p95_ttft_ms<=500,p95_tpot_ms<=50; empty: none"),
 )  # fmt: skip
 
@@ -64,7 +64,7 @@ async def show(request: Request) -> None:
     visit = Visit.of(request)
     with frame(request, visit, "Add an engine", back=("/", "fleet")):
         with card("An engine of Gearshift"):
-            Text("p", "It reports here by itself once it is started so, anywhere that reaches us:")
+            Text("p", "Start it where it can reach this service; it registers itself:")
             address = str(request.base_url).rstrip("/")
             copied(SERVE.format(address), "the command that starts an engine")
             Text("p", "KEY needs scope apply: gearshift keys create NAME --scope apply.", "soft")
@@ -89,7 +89,7 @@ class _Form:
                 for field in FIELDS
             }
         with ui.element("div").classes("row").style("margin-top:1rem"):
-            button("Look at it from now on", self._observe, "go")
+            button("Observe it", self._observe, "go")
         self._said = ui.element("div").props('aria-live="polite"')
 
     async def _observe(self) -> None:

@@ -51,7 +51,7 @@ FACTS = (
     "Begun",
     "Ended",
 )
-STATES = (("at", "At"), ("state", "State"), ("why", "Why"), ("told", "Told"))
+STATES = (("at", "At"), ("state", "State"), ("why", "Why"), ("told", "Details"))
 # Reasons that say no more than the word of their code.
 UNTOLD = ("", "rollout", "not simulated, as asked for")
 Json = dict[str, Any]

@@ -58,7 +58,7 @@ async def show(request: Request) -> None:
     with frame(request, visit, "What if"):
         Text(
             "p",
-            "A model on hardware that is described, not here. The glance follows as you change it; "
+            "A model on hardware that you do not have here. The estimate follows what you change; "
             "a simulation runs the whole scheduler.",
         )
         page = _Page(visit, names)

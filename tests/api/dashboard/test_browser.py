@@ -272,14 +272,15 @@ def test_a_server_that_runs_already_is_added_by_a_form(visit: BrowserContext, wo
     page.get_by_label("Name").fill("south")
     page.get_by_label("Address").fill("http://127.0.0.1:9")
     page.get_by_label("Plan it runs").fill("sp=2")
-    page.get_by_role("button", name="Look at it from now on").click()
+    page.get_by_role("button", name="Observe it").click()
     expect(page.get_by_role("alert")).to_contain_text("vllm has no sequence parallelism")
     page.get_by_label("Plan it runs").fill("tp=2")
     page.get_by_label("SLA").fill("p95_ttft_ms<=400")
-    page.get_by_role("button", name="Look at it from now on").click()
+    page.get_by_role("button", name="Observe it").click()
     expect(page.get_by_role("heading", name="south")).to_be_visible()
     found = {one["name"]: one for one in world.rest.get("/v1/engines").json()}
     assert (found["south"]["system"], found["south"]["sla"]) == ("vllm", "p95_ttft_ms<=400")
+    expect(page.get_by_text("All connection attempts failed")).to_have_count(1)
     # Of knobs it is offered what it has.
     expect(page.get_by_text("this service cannot restart it")).to_be_visible()
     expect(page.get_by_label("Shift threshold (tokens)")).to_have_count(0)

@@ -97,7 +97,7 @@ def test_the_key_that_a_page_is_open_by_is_not_rotated_without_time_to_change_ov
     begins = world.key(key_id)["prefix"]
     page.get_by_role("option", name=f"guest ({begins}...)").click()
     for hours, told in (("0", "open by that very key"), ("", "from 0 to 720")):
-        page.get_by_label("The old key opens still, hours").fill(hours)
+        page.get_by_label("Old key stays valid, hours").fill(hours)
         page.get_by_role("button", name="Rotate ...").click()
         expect(page.get_by_role("alert")).to_contain_text(told)
     assert world.key(key_id)["expires_at"] is None

@@ -215,6 +215,7 @@ def test_a_real_trace_is_scaled_and_cut_with_its_facts() -> None:
     [
         ("nonsense", "unknown kind 'nonsense'"),
         ("weibull:rate=3", "unknown kind 'weibull'"),
+        ("my/trace.csv", "(a file is auto:my/trace.csv)"),
         ("poison:rate=3", "unknown kind 'poison' (did you mean 'poisson'"),
         ("poisson:rte=4,input=5,output=5", "unknown word 'rte' (did you mean 'rate'"),
         ("poisson:rate=4,input=5", "output= is missing"),

@@ -9,10 +9,10 @@
 
 namespace {
 
-// Rows of floats that are multiplied as they lie.
+// The most rows of floats that are multiplied as they lie.
 constexpr int kFewFloats = 48;
-// With more rows oneDNN is as fast as these, and of float32 as many as kFewFloats; bfloat16 that is
-// widened it never is.
+// With more rows oneDNN is as fast, in float32 with more than kFewFloats; where bfloat16 is widened it
+// never is.
 constexpr int kMostOfTiles = 32, kMostPlain = 8, kMostWidened = 1 << 30;
 
 #ifdef GS_HAS_BF16

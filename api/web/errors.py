@@ -79,7 +79,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
     Raises:
         ApiError: 422, with each of them.
     """
-    unknown = list(unknown_parameters(request).items())[:MOST_TOLD]
+    unknown = unknown_parameters(request).items()
     if unknown:
         errors = [FieldError(pointer=f"/query/{name}", detail=detail) for name, detail in unknown]
         raise ApiError(422, "invalid_request", errors[0].detail, errors=errors)

@@ -161,8 +161,9 @@ def _refusals(
         found |= {503}
     if is_knob(path):
         found |= {503} if keys.has_knobs else {403}
+        found |= {422}  # a query parameter that it does not know
     if method == "patch":
-        found |= {400, 408, 409, 412, 413, 422, 428}
+        found |= {400, 408, 409, 412, 413, 428}
     return found
 
 

@@ -14,6 +14,7 @@ from api.schemas.capacity import CapacityRequest
 from api.services import capacity
 from api.web.errors import as_api_error
 from policies.capacity_table import CarriedRate
+from policies.numbers import counted
 from tuner.search.spec import LOCAL
 
 Json = dict[str, Any]
@@ -150,5 +151,5 @@ def _show_curve(found: Json) -> None:
 
 def _load(found: Json) -> str:
     if found["rate_rps"] is None:
-        return f"{found['concurrency']} clients"
+        return counted(found["concurrency"], "client")
     return f"{found['rate_rps']:.1f} requests/s"

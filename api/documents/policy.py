@@ -205,7 +205,10 @@ def model_from_json(document: Json) -> ModelConfig:
 
 def check_model(document: Json) -> None:
     """Raises ValueError or TypeError for a model's shape that no model has."""
-    model_from_json(document)
+    try:
+        model_from_json(document)
+    except (AttributeError, LookupError, OverflowError) as error:  # of a part of another form
+        raise ValueError(f"a part of it cannot be read: {error!r}") from error
     for name in (*MODEL_SIZES, "max_positions"):
         value = document.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:

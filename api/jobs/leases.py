@@ -87,14 +87,14 @@ class DeviceLeases:
             uow.devices.release(_holder(job_id))
 
     def _try(self, job_id: str, wanted: int, among: range) -> tuple[int, ...] | None:
-        """Take the job's own devices again, else the first free ones."""
+        """Take the first free devices; a job that is prepared runs on its own ones and no others,
+        which somebody else may have if its lease ended (as when a clock jumped)."""
         node, holder = self._settings.node, _holder(job_id)
         with self._database.begin() as uow:
             uow.devices.release(holder)
             taken = {lease.device for lease in uow.devices.list_leases(node)}
-            own = self._held.get(job_id, ())
-            free = [device for device in among if device not in taken]
-            devices = own if own and not taken & set(own) else tuple(free[:wanted])
+            own = self._held.get(job_id, among)
+            devices = tuple(device for device in own if device not in taken)[:wanted]
             is_leased = len(devices) == wanted and uow.devices.try_lease(
                 host=node, devices=devices, holder=holder, expires_at=utc_now() + TRIAL_LEASE
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -260,18 +260,43 @@ def test_a_trial_that_takes_longer_than_a_lease_keeps_its_devices(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("api.jobs.leases.TRIAL_LEASE", timedelta(seconds=1))
+    monkeypatch.setattr("api.jobs.leases.TRIAL_LEASE", timedelta(seconds=5))
     job_id = _job(database, tmp_path, devices=2, closed=[0])
     runner.begin(job_id)
+    holder = f"job:{job_id}"
+
+    def ends() -> list[datetime | None]:
+        with database.read() as uow:
+            return uow.devices.list_ends([holder])[holder]
+
     trial = threading.Thread(target=runner.trial, args=(job_id, 0))
     trial.start()
     try:
         wait_until(lambda: (tmp_path / "log").exists() and len(_log(tmp_path)) == 2)
-        time.sleep(1.5)
+        before = ends()
+        wait_until(lambda: ends() != before)
         assert len(_leased(database, settings)) == 2
     finally:
         open_gate(tmp_path / "log", 0)
         trial.join()
+
+
+def test_a_job_whose_devices_an_engine_has_by_now_does_not_run_on_them(
+    runner: JobRunner, database: Database, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    """It leased two others, and went on with the ranks it had."""
+    job_id = _job(database, tmp_path, devices=2)
+    runner.begin(job_id)
+    with database.begin() as uow:  # its lease ended, as when the clock jumped
+        uow.devices.release(f"job:{job_id}")
+        uow.devices.try_lease(
+            host=settings.node, devices=[0], holder="engine:eng_1", expires_at=None
+        )
+    assert runner.trial(job_id, 0) is JobStep.STOP
+    state, reason = _state(database, job_id)
+    assert state is JobState.FAILED
+    assert "serving engines keep theirs" in reason
+    assert [line.split()[0] for line in _log(tmp_path)] == ["prepare"]
 
 
 def test_a_resumed_job_takes_back_the_devices_a_dead_worker_left(

@@ -286,6 +286,13 @@ def test_a_cost_model_that_cannot_be_kept_is_refused(client: TestClient) -> None
     refused(send(client, "POST", "/v1/cost-models", body), "/document", "nested deeper than 64")
 
 
+@pytest.mark.parametrize("value", ["x", {"a": 1}, {"format": "fp8", "block": []}, [1]])
+def test_a_model_whose_quantisation_is_none_is_refused(client: TestClient, value: object) -> None:
+    body = engine_body("other")
+    body["model"] = {**body["model"], "quantisation": value}
+    refused(send(client, "POST", "/v1/engines", body), "/model", "")
+
+
 odd = st.one_of(
     st.sampled_from([2**63, 2**70, -1, 10**400, 1e308, -1e308, 1e-308, INF, -INF, NAN, 0, "0"]),
     st.text(max_size=3),

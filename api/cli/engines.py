@@ -276,7 +276,9 @@ def _forecast_lines(found: ForecastView) -> list[str]:
     rates = ", ".join(map(short, found.rates_rps))
     lines = [
         f"next {len(found.rates_rps)} x {short(found.slot_s)} s: {rates} requests/s",
-        f"peak {short(found.peak_rps)} requests/s, not exceeded with a chance of {found.chance}",
+        f"peak {short(found.expected_peak_rps)} requests/s; {short(found.peak_rps)} is not "
+        f"exceeded with a chance of {found.chance}; "
+        f"the slow loop asks for {short(found.held_peak_rps)}",
     ]
     if found.mean_input_tokens is not None and found.mean_output_tokens is not None:
         lines.append(

@@ -283,7 +283,11 @@ class ForecastView(View):
     forecaster: str = Field(description="Which was best on this engine's own history")
     slot_s: float = Field(description="Seconds of one rate")
     rates_rps: list[float] = Field(description="Mean requests per second of the slots that follow")
-    peak_rps: float = Field(description="No slot is busier, with `chance`")
+    expected_peak_rps: float = Field(description="Of the busiest slot, with no margin for errors")
+    held_peak_rps: float = Field(
+        description="With as much of the margin as the slow loop holds now: less, the fewer miss"
+    )
+    peak_rps: float = Field(description="With all of the margin: no slot is busier, with `chance`")
     chance: float
     mean_input_tokens: float | None = Field(
         description="Requests count as so many of these lengths, those of the capacity table in "

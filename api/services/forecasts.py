@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from api.documents.control_state import slot_of
+from api.documents.control_state import capacity_from_json, slot_of
 from api.schemas.serving import ForecastView
 from api.web.errors import ApiError
 from policies.capacity_table import CapacityTable
@@ -61,7 +61,8 @@ def tell(uow: UnitOfWork, engine_id: str) -> ForecastView:
             "nothing is kept of this engine's load; it is kept by the minute from when a "
             "recommendation with a capacity table was applied",
         )
-    return _view(engine_id, history, found, mix)
+    caution = capacity_from_json(engine.capacity_memory).caution
+    return _view(engine_id, history, found, mix, caution)
 
 
 def choose_known(uow: UnitOfWork, engine: EngineRow, history: LoadHistory) -> Chosen:
@@ -81,7 +82,11 @@ def choose_cheaply(history: LoadHistory) -> Chosen:
 
 
 def _view(
-    engine_id: str, history: LoadHistory, found: Forecast, mix: tuple[float, float] | None
+    engine_id: str,
+    history: LoadHistory,
+    found: Forecast,
+    mix: tuple[float, float] | None,
+    caution: float,
 ) -> ForecastView:
     return ForecastView(
         engine_id=engine_id,
@@ -89,6 +94,8 @@ def _view(
         slot_s=found.slot_s,
         rates_rps=[float(rate) for rate in found.rates_rps],
         peak_rps=found.peak_rps(CHANCE),
+        expected_peak_rps=found.peak_rps(CHANCE, caution=0.0),
+        held_peak_rps=found.peak_rps(CHANCE, caution=caution),
         chance=CHANCE,
         mean_input_tokens=None if mix is None else mix[0],
         mean_output_tokens=None if mix is None else mix[1],

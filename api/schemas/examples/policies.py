@@ -88,6 +88,8 @@ FORECAST: Json = {
     "forecaster": "seasonal_naive",
     "slot_s": 60.0,
     "rates_rps": [3.1, 3.2, 3.4, 3.4, 3.6],
+    "expected_peak_rps": 3.6,
+    "held_peak_rps": 3.8,
     "peak_rps": 4.1,
     "chance": 0.9,
     "mean_input_tokens": 1024.0,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import psutil
+
+from tests.waiting import wait_until
 
 # Far above what anything here takes, so that no test is decided by it.
 SOON_S = 30.0
@@ -20,7 +20,4 @@ def is_gone(pid: int) -> bool:
 
 def wait_gone(pids: list[int]) -> None:
     """Return once all of ``pids`` have ended."""
-    deadline_s = time.monotonic() + SOON_S
-    while not all(map(is_gone, pids)):
-        assert time.monotonic() < deadline_s, f"{pids} still run"
-        time.sleep(0.01)
+    wait_until(lambda: all(map(is_gone, pids)), SOON_S)

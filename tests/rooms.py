@@ -272,13 +272,13 @@ def _print_house(house: House, *, has_edges: bool) -> None:
             if has_edges:
                 own = sorted((b.place, b, n) for (a, b), n in edges.items() if a == room)
                 print(" " * 18 + "<- " + ", ".join(f"{b} {n}" for _, b, n in own))
-    names = Counter(m.rpartition(".")[2] for m in house.rooms if not _is_init(m))
+    stems = Counter(m.rpartition(".")[2] for m in house.rooms if not _is_init(m))
     flat = {r: len(house.list_files(r)) for r in set(house.rooms.values())}
     largest = max(flat, key=lambda room: flat[room])
     pairs = two_way_pairs(house)
     print(f"imports between rooms: {sum(edges.values())} along {len(edges)} pairs")
     print(f"largest room: {largest}, {flat[largest]} files")
-    print(f"file names that stand more than once: {sum(n > 1 for n in names.values())}")
+    print(f"file names that stand more than once: {sum(n > 1 for n in stems.values())}")
     print(f"two-way pairs of rooms: {len(pairs)}")
     for a, b in pairs:
         print(f"  {a} and {b}")

@@ -93,12 +93,16 @@ def create_server(
         defaults=defaults or SamplingDefaults(),
         traces=traces,
     )
-    app.include_router(model_router(engine, model_name))
-    app.include_router(completion_router(engine, coder, service, model_name))
-    app.include_router(chat_router(engine, coder, service, model_name))
-    app.include_router(token_router(engine, coder, model_name))
-    app.include_router(knob_router(KnobPlane(engine, engine_name=engine_name)))
-    app.include_router(_health_router(engine, metrics))
+    for router in (
+        model_router(engine, model_name),
+        completion_router(engine, coder, service, model_name),
+        chat_router(engine, coder, service, model_name),
+        token_router(engine, coder, model_name),
+        knob_router(KnobPlane(engine, engine_name=engine_name)),
+        _health_router(engine, metrics),
+    ):
+        # Its routes as they are: included, they are analysed again at the first requests.
+        app.router.routes.extend(router.routes)
     return app
 
 

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import socket
+import gc
+import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from api.app import create_app
 from api.web.server import Server
 from api.web.settings import ServiceSettings
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.waiting import wait_until
 
 
 @contextmanager
-def running_service(settings: ServiceSettings, port: int) -> Iterator[str]:
-    """Serve on loopback until the block ends; yields the URL."""
+def running_service(settings: ServiceSettings, port: int = 0) -> Iterator[str]:
+    """Serve on loopback until the block ends; yields the URL. Without a ``port`` on a free one."""
+    usual = sys.getswitchinterval(), gc.get_threshold()
     server = Server(create_app(settings), port=port)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{port}"
+        ((bound, *_),) = (listening.sockets for listening in server.servers)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:
         server.stop()
         thread.join()
-
-
-def wait_until(is_true: Callable[[], object], timeout_s: float = 60.0) -> None:
-    """Look until it is so; fails the test after the time limit."""
-    end_s = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < end_s, "waited in vain"
-        time.sleep(0.02)
+        # A service sets them for its whole process, which here goes on with other tests.
+        sys.setswitchinterval(usual[0])
+        gc.set_threshold(*usual[1])

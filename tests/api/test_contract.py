@@ -15,7 +15,7 @@ from api.web.settings import ServiceSettings
 from migrations.runner import upgrade
 from store import Database
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service
+from tests.api.live import running_service
 from tests.described import check_contract
 from tests.migrations.stored import DATABASES, load_dump
 
@@ -73,5 +73,5 @@ def test_no_operation_answers_what_its_description_does_not_say(
             for name in TABLES
         }
     unlimited = settings.model_copy(update={"rate_per_s": 0.0})
-    with running_service(unlimited, free_port()) as url, ending_jobs(url):
+    with running_service(unlimited) as url, ending_jobs(url):
         check_contract(url, key=ADMIN, config=CONFIG, folder=tmp_path, known=known)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import queue
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -26,6 +25,7 @@ from engine.spec.request import FinishReason, Request, RequestOutput, SamplingPa
 from engine.transition.costs import TransitionLimits
 from engine.transition.planning import Way
 from tests.engine.configs import policy_with
+from tests.waiting import wait_until
 
 MAX_QUEUE = 4
 MAX_NUM_SEQS = 2
@@ -64,13 +64,6 @@ def text_of(outputs: list[RequestOutput]) -> str:
     return "".join(output.text for output in outputs)
 
 
-def eventually(is_true: Callable[[], bool]) -> None:
-    give_up_s = time.monotonic() + 30
-    while not is_true():
-        assert time.monotonic() < give_up_s, "the condition never became true"
-        time.sleep(0.005)
-
-
 class ServedEngineContract:
     """Subclasses provide ``served``: running, plan ``tp=1``, ``MAX_QUEUE``, ``MAX_NUM_SEQS``."""
 
@@ -94,7 +87,7 @@ class ServedEngineContract:
         self, served: ServedEngine
     ) -> None:
         whole = read(submit(served, temperature=1.0, seed=7, max_tokens=40)[1])
-        eventually(lambda: served.stats().finished[FinishReason.LENGTH] == 1)
+        wait_until(lambda: served.stats().finished[FinishReason.LENGTH] == 1)
         text = text_of(whole)
         stop = text[len(text) // 2 : len(text) // 2 + 2]
         before = served.stats().finished
@@ -105,7 +98,7 @@ class ServedEngineContract:
         assert cut[-1].finish_reason is FinishReason.STOP
         assert sum(len(output.token_ids) for output in cut) < 40
         ended = {**before, FinishReason.STOP: before[FinishReason.STOP] + 1}
-        eventually(lambda: served.stats().finished == ended)
+        wait_until(lambda: served.stats().finished == ended)
 
     def test_an_aborted_request_ends_and_frees_its_sequence(self, served: ServedEngine) -> None:
         before = served.stats().finished[FinishReason.ABORT]
@@ -114,8 +107,8 @@ class ServedEngineContract:
         served.abort(request_id)
         served.abort("nobody")
         assert read(outputs)[-1].finish_reason is FinishReason.ABORT
-        eventually(lambda: served.stats().finished[FinishReason.ABORT] == before + 1)
-        eventually(lambda: served.stats().running == 0)
+        wait_until(lambda: served.stats().finished[FinishReason.ABORT] == before + 1)
+        wait_until(lambda: served.stats().running == 0)
 
     def test_a_stop_found_by_whoever_makes_the_text_counts_as_one(
         self, served: ServedEngine
@@ -126,7 +119,7 @@ class ServedEngineContract:
         served.abort(request_id, reason=FinishReason.STOP)
         assert read(outputs)[-1].finish_reason is FinishReason.STOP
         ended = {**before, FinishReason.STOP: before[FinishReason.STOP] + 1}
-        eventually(lambda: served.stats().finished == ended)
+        wait_until(lambda: served.stats().finished == ended)
 
     def test_requests_side_by_side_keep_their_own_outputs(self, served: ServedEngine) -> None:
         alone = [text_of(read(submit(served, temperature=1.0, seed=s)[1])) for s in range(4)]

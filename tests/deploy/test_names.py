@@ -17,7 +17,11 @@ from tests.api.servers import serve
 from tests.deploy.queries import metrics_in, queries, rules
 from tests.engine.nvml.engines import gpus, monitor_of
 from tests.engine.nvml.fake_nvml import FakeNvml
-from tests.engine.server.conftest import serving, simulated_engine, wait_until
+from tests.engine.server.conftest import (
+    serving,
+    simulated_engine,
+)
+from tests.waiting import wait_until
 
 TYPE = re.compile(r"^# TYPE (\S+) (\w+)$", re.MULTILINE)
 # Made by Prometheus itself at every scrape.

@@ -10,9 +10,9 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.api.live import free_port
 from tests.docs.readme_commands import ShownCommand, missing_part
 from tests.rooms import ROOT
+from tuner.servers.process import free_port
 
 # What serve prints as soon as it can be used.
 READY = "ready: "

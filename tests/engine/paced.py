@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 from engine.engine import Engine
 from engine.spec.plan import ParallelPlan
@@ -73,10 +72,3 @@ def submit(
     )
     engine.submit(request, collector)
     return collector
-
-
-def wait_until(condition: Callable[[], object], *, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.002)

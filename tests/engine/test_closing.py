@@ -19,7 +19,11 @@ from engine.spec.request import FinishReason
 from engine.spec.settings import Settings
 from engine.transition.costs import TransitionLimits
 from tests.engine.hanging_ranks import living_ranks, starts_hang
-from tests.engine.paced import ConstantTimer, submit, wait_until
+from tests.engine.paced import (
+    ConstantTimer,
+    submit,
+)
+from tests.waiting import wait_until
 
 # Longer than any test may take: whoever waited for a start would be found out.
 FOR_EVER_S = 3600.0

@@ -21,7 +21,11 @@ from engine.spec.request import FinishReason
 from engine.transition.costs import TransitionLimits
 from engine.transition.planning import Way
 from tests.engine.configs import policy_with, with_settings
-from tests.engine.paced import ConstantTimer, submit, wait_until
+from tests.engine.paced import (
+    ConstantTimer,
+    submit,
+)
+from tests.waiting import wait_until
 
 AT_ONCE = TransitionLimits(drain_s=0)
 

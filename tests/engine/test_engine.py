@@ -25,7 +25,12 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Order
 from tests.engine.configs import policy_with, with_settings
-from tests.engine.paced import Collector, ConstantTimer, submit, wait_until
+from tests.engine.paced import (
+    Collector,
+    ConstantTimer,
+    submit,
+)
+from tests.waiting import wait_until
 
 
 def test_an_engine_that_runs_does_not_start_again(engine: Engine) -> None:

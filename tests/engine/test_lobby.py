@@ -20,7 +20,11 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason
 from engine.spec.settings import Caps
 from tests.engine.configs import policy_with, with_settings
-from tests.engine.paced import ConstantTimer, submit, wait_until
+from tests.engine.paced import (
+    ConstantTimer,
+    submit,
+)
+from tests.waiting import wait_until
 
 
 def test_a_reshape_under_load_loses_no_request_and_no_token(engine: Engine) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from store import Database
 from store.locks import KEEPALIVES, AdvisoryLock
-from tests.api.live import free_port, wait_until
 from tests.postgres import missing_reason, running_cluster
+from tests.waiting import wait_until
+from tuner.servers.process import free_port
 
 HOLD = """
 import sys, time

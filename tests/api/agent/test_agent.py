@@ -23,8 +23,12 @@ from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
 from store import Database
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service, wait_until
+from tests.api.live import (
+    running_service,
+)
 from tests.api.worlds import engine_body
+from tests.waiting import wait_until
+from tuner.servers.process import free_port
 
 Json = dict[str, Any]
 
@@ -96,7 +100,7 @@ def _patch(client: httpx.Client, engine_id: str, body: Json) -> Json:
 def test_an_engine_registers_reports_exact_timings_and_follows_its_policy(
     engine: Engine, settings: ServiceSettings, database: Database
 ) -> None:
-    with running_service(settings, free_port()) as url, _client(url) as client:
+    with running_service(settings) as url, _client(url) as client:
         agent = _agent(engine, url)
         agent.start()
         wait_until(lambda: agent.engine_id is not None)
@@ -121,7 +125,7 @@ def test_an_engine_registers_reports_exact_timings_and_follows_its_policy(
 def test_a_new_plan_is_applied_by_a_reshape_and_its_class_is_kept(
     engine: Engine, settings: ServiceSettings, database: Database
 ) -> None:
-    with running_service(settings, free_port()) as url, _client(url) as client:
+    with running_service(settings) as url, _client(url) as client:
         agent = _agent(engine, url)
         agent.start()
         wait_until(lambda: agent.engine_id is not None)
@@ -145,7 +149,7 @@ def test_a_new_plan_is_applied_by_a_reshape_and_its_class_is_kept(
 def test_what_the_engine_refuses_is_replaced_by_what_it_runs(
     engine: Engine, settings: ServiceSettings, database: Database
 ) -> None:
-    with running_service(settings, free_port()) as url, _client(url) as client:
+    with running_service(settings) as url, _client(url) as client:
         agent = _agent(engine, url)
         agent.start()
         wait_until(lambda: agent.engine_id is not None)
@@ -205,7 +209,7 @@ def test_a_second_engine_of_one_name_waits_until_the_first_has_ended_and_changes
         replace(engine.config, settings=Settings(plan=ParallelPlan(tp=1))),
         timer_factory=ConstantTimer,
     )
-    with running_service(settings, free_port()) as url, _client(url) as client, other:
+    with running_service(settings) as url, _client(url) as client, other:
         first = _agent(engine, url, tmp_path)
         first.start()
         wait_until(lambda: first.engine_id is not None)
@@ -228,7 +232,7 @@ def test_a_second_engine_of_one_name_waits_until_the_first_has_ended_and_changes
 def test_an_engine_that_starts_again_is_the_same_while_the_old_one_counts_as_alive(
     engine: Engine, settings: ServiceSettings, database: Database, tmp_path: Path
 ) -> None:
-    with running_service(settings, free_port()) as url:
+    with running_service(settings) as url:
         kept = CredentialFile(tmp_path, control_url=url, name="chat")
         with _client(url) as client:
             body = engine_body("chat", takes_credential=True)

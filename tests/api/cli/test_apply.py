@@ -22,8 +22,9 @@ from store import Database
 from tests.api.cli.conftest import Run
 from tests.api.cli.served import PACED, serving
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service
+from tests.api.live import running_service
 from tests.api.worlds import CALM, add_recommendation, engine_body
+from tuner.servers.process import free_port
 
 LOAD = "poisson:rate=20,input=64,output=8,requests=20"
 SLA = "p95_ttft_ms<=2000"
@@ -155,7 +156,7 @@ def test_a_recommendation_is_applied_through_the_control_plane(
     run: Run, settings: ServiceSettings, database: Database
 ) -> None:
     recommendation_id = add_recommendation(database)
-    with running_service(settings, free_port()) as url, Client(url, ADMIN) as client:
+    with running_service(settings) as url, Client(url, ADMIN) as client:
         body = engine_body(policy=Settings().to_json())
         engine_id = client.send(act("/v1/engines", RegisteredView, body)).id
         words = ("apply", recommendation_id, "--service", url, "--engine", engine_id)
@@ -184,7 +185,7 @@ def test_an_engine_is_served_from_a_recommendation_at_a_control_plane(
 ) -> None:
     monkeypatch.setenv("GEARSHIFT_CONTROL_KEY", ADMIN)
     recommendation_id = add_recommendation(database)
-    with running_service(settings, free_port()) as url:
+    with running_service(settings) as url:
         source = f"{url}/v1/recommendations/{recommendation_id}"
         words = ("--from", source, "--model", tiny_dir, "--paced", "8xh200", "--dtype", "bf16")
         with serving(*words) as served:

@@ -24,8 +24,12 @@ from engine.text.tokenizer import Tokenizer
 from tests.api.servers import serve
 from tests.engine.nvml.engines import monitor_of
 from tests.engine.nvml.fake_nvml import FakeGpu, FakeNvml
-from tests.engine.server.conftest import serving, simulated_engine, wait_until
+from tests.engine.server.conftest import (
+    serving,
+    simulated_engine,
+)
 from tests.tuner.pictures.pages import names, read_page
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,9 @@ import httpx
 import psutil
 import pytest
 
-from tests.api.cli.served import COMMAND, FRONT_MODULE, PACED, serving
-from tests.api.live import wait_until
-
-
-def is_gone(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+from tests.api.cli.served import COMMAND, FRONT_MODULE, PACED, Served, serving
+from tests.processes import is_gone, wait_gone
+from tests.waiting import wait_until
 
 
 def _answers(http: httpx.Client) -> list[Any]:
@@ -80,12 +74,12 @@ def _long(max_tokens: int = 30_000) -> dict[str, Any]:
     return {"model": "tiny", "prompt": "x", "max_tokens": max_tokens, "ignore_eos": True}
 
 
-@pytest.fixture
-def long_dir(tiny_dir: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def long_dir(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a context so long that a request does not end by itself meanwhile, and so
     many layers that its tokens come no faster than a client reads them: a front that is killed in
     the middle of an event cannot be spoken for."""
-    folder = tmp_path / "tiny"
+    folder = tmp_path_factory.mktemp("long") / "tiny"
     folder.mkdir()
     for path in tiny_dir.iterdir():
         (folder / path.name).symlink_to(path)
@@ -107,22 +101,30 @@ def few_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_client_that_leaves_frees_its_sequence(long_dir: Path) -> None:
+@pytest.fixture(scope="module")
+def lasting(long_dir: Path) -> Iterator[Served]:
+    """A server for all tests that leave it whole, started where few files may be open."""
     with ExitStack() as stack:
         with few_files():
-            served = stack.enter_context(
-                serving("--model", long_dir, *PACED, "--max-connections", 700)
-            )
-        for process in (psutil.Process(served.process.pid), served.front):
-            assert process.rlimit(resource.RLIMIT_NOFILE)[0] > 700, "a file for each client"
-        with served.http.stream(
-            "POST", "/v1/completions", json={**_long(), "stream": True}
-        ) as reply:
-            lines = reply.iter_lines()  # kept: one that is dropped closes the connection
-            next(lines)
-            assert served.metric("vllm:num_requests_running") == 1
-        wait_until(lambda: served.metric("vllm:num_requests_running") == 0)
-        assert served.metric("vllm:request_success_total") == 1
+            words = ("--model", long_dir, *PACED, "--max-connections", 700)
+            served = stack.enter_context(serving(*words))
+        yield served
+
+
+def test_a_server_asks_for_a_file_for_each_client(lasting: Served) -> None:
+    for process in (psutil.Process(lasting.process.pid), lasting.front):
+        assert process.rlimit(resource.RLIMIT_NOFILE)[0] > 700
+
+
+def test_a_client_that_leaves_frees_its_sequence(lasting: Served) -> None:
+    before = lasting.metric("vllm:request_success_total")
+    body = {**_long(), "stream": True}
+    with lasting.http.stream("POST", "/v1/completions", json=body) as reply:
+        lines = reply.iter_lines()  # kept: one that is dropped closes the connection
+        next(lines)
+        assert lasting.metric("vllm:num_requests_running") == 1
+    wait_until(lambda: lasting.metric("vllm:num_requests_running") == 0)
+    assert lasting.metric("vllm:request_success_total") == before + 1
 
 
 def _told(lines: Iterator[str]) -> dict[str, Any]:
@@ -163,19 +165,17 @@ def test_a_front_that_is_killed_is_replaced_and_its_clients_are_told(long_dir: P
         assert "was killed by signal 9; starting another" in served.process.stderr.read()
 
 
-def test_the_engine_keeps_no_socket_of_a_client_that_was_answered(long_dir: Path) -> None:
-    with serving("--model", long_dir, *PACED) as served:
-        parent = psutil.Process(served.process.pid)
-        before = parent.num_fds()
-        bodies = [_long(4), {**_long(4), "stream": True}, {"model": "other", "prompt": "x"}]
-        for body in bodies * 5:
-            with httpx.Client(base_url=served.http.base_url, timeout=60) as http:
-                http.post("/v1/completions", json=body)
-        with served.http.stream(
-            "POST", "/v1/completions", json={**_long(), "stream": True}
-        ) as reply:
-            next(reply.iter_lines())  # and leaves
-        wait_until(lambda: parent.num_fds() <= before)
+def test_the_engine_keeps_no_socket_of_a_client_that_was_answered(lasting: Served) -> None:
+    parent = psutil.Process(lasting.process.pid)
+    before = parent.num_fds()
+    bodies = [_long(4), {**_long(4), "stream": True}, {"model": "other", "prompt": "x"}]
+    for body in bodies * 5:
+        with httpx.Client(base_url=lasting.http.base_url, timeout=60) as http:
+            http.post("/v1/completions", json=body)
+    body = {**_long(), "stream": True}
+    with lasting.http.stream("POST", "/v1/completions", json=body) as reply:
+        next(reply.iter_lines())  # and leaves
+    wait_until(lambda: parent.num_fds() <= before)
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_a_front_that_hangs_is_replaced(long_dir: Path) -> None:
     with serving("--model", long_dir, *PACED) as served:
         first = served.front
         first.suspend()
-        wait_until(lambda: is_gone(first))
+        wait_gone([first.pid])
         body = {**_long(10), "stream": False}
         assert served.http.post("/v1/completions", json=body).status_code == 200
         assert served.front.pid != first.pid
@@ -214,7 +214,7 @@ def test_nothing_is_left_when_the_engine_process_is_killed(tiny_dir: Path) -> No
         children = psutil.Process(served.process.pid).children(recursive=True)
         assert len(children) >= 3  # a front and two ranks
         served.process.kill()
-        wait_until(lambda: all(is_gone(child) for child in children))
+        wait_gone([child.pid for child in children])
 
 
 def test_a_second_signal_cuts_what_would_have_been_drained(long_dir: Path) -> None:
@@ -228,14 +228,14 @@ def test_a_second_signal_cuts_what_would_have_been_drained(long_dir: Path) -> No
             wait_until(lambda: len(lines) > 0)
             served.process.send_signal(signal.SIGTERM)
             wait_until(lambda: _is_refused(str(served.http.base_url)))
-            assert not is_gone(front)
+            assert not is_gone(front.pid)
             before = len(lines)
             wait_until(lambda: len(lines) > before)  # it is being drained
             served.process.send_signal(signal.SIGTERM)
             reading.result(60)
             assert _told(iter(lines))["code"] == "front_end_lost"
         assert served.process.wait(timeout=60) == 0
-        assert is_gone(front)
+        assert is_gone(front.pid)
 
 
 def _is_refused(url: str) -> bool:
@@ -248,33 +248,31 @@ def _is_refused(url: str) -> bool:
     return False
 
 
-def test_the_policy_is_read_and_changed_through_the_front(long_dir: Path) -> None:
-    with serving("--model", long_dir, *PACED, "--max-num-seqs", 1, "--max-queue", 0) as served:
-        http = served.http
-        first = http.get("/v1/engine/policy")
-        match = {"If-Match": first.headers["etag"]}
-        change = {"shift": {"threshold_tokens": 77}}
-        changed = http.patch("/v1/engine/policy", json=change, headers=match)
-        assert (changed.status_code, changed.json()["effective"]["version"]) == (200, 1)
-        second = http.get("/v1/engine/policy")
-        assert second.json()["shift"]["threshold_tokens"] == 77
-        assert second.headers["etag"] == changed.headers["etag"] != first.headers["etag"]
-        assert http.patch("/v1/engine/policy", json=change).status_code == 428
-        assert http.patch("/v1/engine/policy", json=change, headers=match).status_code == 412
-        match = {"If-Match": second.headers["etag"]}
-        beyond = http.patch(
-            "/v1/engine/policy", json={"caps": {"max_num_seqs": 10**6}}, headers=match
-        )
-        assert (beyond.status_code, beyond.json()["needs"]) == (409, "restart")
-        plan = http.patch("/v1/engine/policy", json={"plan": {"tp": 2}}, headers=match)
-        assert plan.status_code == 422
-        running = http.stream("POST", "/v1/completions", json={**_long(), "stream": True})
-        with running as reply:
-            lines = reply.iter_lines()  # kept: one that is dropped closes the connection
-            next(lines)
-            full = http.post("/v1/completions", json=_long(4))
-        assert (full.status_code, full.headers["retry-after"]) == (429, "1")
-        assert full.json()["error"]["code"] == "queue_full"
+def test_the_policy_is_read_and_changed_through_the_front(lasting: Served) -> None:
+    http = lasting.http
+    first = http.get("/v1/engine/policy")
+    match = {"If-Match": first.headers["etag"]}
+    change = {"shift": {"threshold_tokens": 77}, "caps": {"max_num_seqs": 1, "max_queue": 0}}
+    changed = http.patch("/v1/engine/policy", json=change, headers=match)
+    assert (changed.status_code, changed.json()["effective"]["version"]) == (200, 1)
+    second = http.get("/v1/engine/policy")
+    assert second.json()["shift"]["threshold_tokens"] == 77
+    assert second.headers["etag"] == changed.headers["etag"] != first.headers["etag"]
+    assert http.patch("/v1/engine/policy", json=change).status_code == 428
+    assert http.patch("/v1/engine/policy", json=change, headers=match).status_code == 412
+    match = {"If-Match": second.headers["etag"]}
+    beyond = http.patch("/v1/engine/policy", json={"caps": {"max_num_seqs": 10**6}}, headers=match)
+    assert (beyond.status_code, beyond.json()["needs"]) == (409, "restart")
+    plan = http.patch("/v1/engine/policy", json={"plan": {"tp": 2}}, headers=match)
+    assert plan.status_code == 422
+    with http.stream("POST", "/v1/completions", json={**_long(), "stream": True}) as reply:
+        lines = reply.iter_lines()  # kept: one that is dropped closes the connection
+        next(lines)
+        full = http.post("/v1/completions", json=_long(4))
+    assert (full.status_code, full.headers["retry-after"]) == (429, "1")
+    assert full.json()["error"]["code"] == "queue_full"
+    before = {key: first.json()[key] for key in change}
+    assert http.patch("/v1/engine/policy", json=before, headers=match).status_code == 200
 
 
 def test_an_engine_whose_ranks_cannot_be_replaced_answers_503(tiny_dir: Path) -> None:

@@ -14,13 +14,16 @@ from store import Database
 from tests.api.cli.conftest import Run
 from tests.api.cli.served import PACED, serving
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service, wait_until
+from tests.api.live import (
+    running_service,
+)
+from tests.waiting import wait_until
 
 
 @pytest.fixture
 def service(settings: ServiceSettings, database: Database) -> Iterator[str]:
     del database  # its schema is what is needed
-    with running_service(settings, free_port()) as url:
+    with running_service(settings) as url:
         yield url
 
 

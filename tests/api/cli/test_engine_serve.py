@@ -6,12 +6,13 @@ import json
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.api.cli.conftest import Run
-from tests.api.cli.served import COMMAND, serving
+from tests.api.cli.served import COMMAND, Served, serving
 from tests.collector import collecting
 
 
@@ -35,66 +36,68 @@ def test_sigterm_lets_a_stream_finish_and_ends_with_code_0(tiny_dir: Path) -> No
         assert served.process.wait(timeout=30) == 0
 
 
-def test_a_paced_engine_knows_the_devices_of_its_hardware(tiny_dir: Path) -> None:
-    words = ("--model", tiny_dir, "--plan", "tp=2", "--paced", "2xh200", "--dtype", "bfloat16")
-    with serving(*words, "--name", "eng_7", "--served-model-name", "m") as served:
-        assert (served.ready["model"], served.ready["plan"]) == ("m", "tp=2")
-        found = served.http.get("/v1/engine/capabilities").json()
-        assert found["engine"] == "eng_7"
-        assert {knob["name"]: knob["maximum"] for knob in found["knobs"]}["plan"] == 2
-        etag = served.http.get("/v1/engine/policy").headers["etag"]
-        too_many = served.http.patch(
-            "/v1/engine/policy", json={"plan": {"tp": 4}}, headers={"If-Match": etag}
-        )
-        assert too_many.status_code == 422
-        assert "needs 4 devices" in too_many.json()["detail"]
-        served.process.send_signal(signal.SIGTERM)
-        assert served.process.wait(timeout=30) == 0
+@pytest.fixture(scope="module")
+def paced(tiny_dir: Path) -> Iterator[Served]:
+    """Two devices of a described kind in fp8, under a name and with a threshold of its own."""
+    words = ("--model", tiny_dir, "--paced", "2xh200@pcie5", "--dtype", "fp8")
+    names = ("--name", "eng_7", "--served-model-name", "m")
+    with serving(*words, "--plan", "sp=2,shift=64", *names) as served:
+        yield served
 
 
-def test_a_paced_engine_names_its_hardware_in_every_answer(run: Run, tiny_dir: Path) -> None:
-    words = ("--model", tiny_dir, "--paced", "2xh200@pcie5", "--dtype", "bfloat16")
-    with serving(*words) as served:
-        assert served.ready["paced"] == "2xh200@pcie5"
-        assert served.http.get("/version").json()["paced"] == "2xh200@pcie5"
-        owner = served.http.get("/v1/models").json()["data"][0]["owned_by"]
-        assert owner == "gearshift, paced as 2xh200@pcie5"
-        body = {"model": "tiny", "prompt": "x", "max_tokens": 3}
-        reply = served.http.post("/v1/completions", json=body)
-        assert reply.headers["x-gearshift-paced"] == "2xh200@pcie5"
-        load = "closed:concurrency=1,input=8,output=4,requests=2"
-        done = run("bench", "--url", served.ready["url"], "--workload", load)
-        assert done.exit_code == 0, done.output
-        assert "runs no model, its steps are paced as 2xh200@pcie5" in done.stderr
+def test_a_paced_engine_knows_the_devices_of_its_hardware(paced: Served) -> None:
+    assert (paced.ready["model"], paced.ready["plan"]) == ("m", "sp=2,shift")
+    found = paced.http.get("/v1/engine/capabilities").json()
+    assert found["engine"] == "eng_7"
+    assert {knob["name"]: knob["maximum"] for knob in found["knobs"]}["plan"] == 2
+    etag = paced.http.get("/v1/engine/policy").headers["etag"]
+    too_many = paced.http.patch(
+        "/v1/engine/policy", json={"plan": {"tp": 2}}, headers={"If-Match": etag}
+    )
+    assert too_many.status_code == 422
+    assert "needs 4 devices" in too_many.json()["detail"]
 
 
-def test_the_line_that_says_a_paced_engine_is_ready_says_what_it_is(tiny_dir: Path) -> None:
+def test_a_paced_engine_names_its_hardware_in_every_answer(run: Run, paced: Served) -> None:
+    assert paced.ready["paced"] == "2xh200@pcie5"
+    assert paced.http.get("/version").json()["paced"] == "2xh200@pcie5"
+    owner = paced.http.get("/v1/models").json()["data"][0]["owned_by"]
+    assert owner == "gearshift, paced as 2xh200@pcie5"
+    body = {"model": "m", "prompt": "x", "max_tokens": 3}
+    reply = paced.http.post("/v1/completions", json=body)
+    assert reply.headers["x-gearshift-paced"] == "2xh200@pcie5"
+    load = "closed:concurrency=1,input=8,output=4,requests=2"
+    done = run("bench", "--url", paced.ready["url"], "--workload", load)
+    assert done.exit_code == 0, done.output
+    assert "runs no model, its steps are paced as 2xh200@pcie5" in done.stderr
+
+
+@pytest.mark.parametrize("frontends", ["0", "1"])
+def test_a_paced_engine_says_what_it_is_once_ready_and_ctrl_c_ends_it_with_one_line_and_code_130(
+    tiny_dir: Path, frontends: str
+) -> None:
     words = ("--model", str(tiny_dir), "--paced", "8xh200", "--dtype", "bfloat16")
-    with subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*COMMAND, *words, "--frontends", frontends],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        process.terminate()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
     assert "paced as 8xh200: no model is run, and its answers mean nothing" in line
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "interrupted"
 
 
-@pytest.mark.parametrize("frontends", [0, 1])
-def test_ctrl_c_ends_a_server_with_one_line_and_exit_code_130(
-    tiny_dir: Path, frontends: int
+def test_a_paced_engine_takes_fp8_which_ranks_do_not(
+    run: Run, paced: Served, tiny_dir: Path
 ) -> None:
-    words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "bfloat16")
-    with serving(*words, "--frontends", frontends) as served:
-        served.process.send_signal(signal.SIGINT)
-        assert served.process.wait(timeout=30) == 130
-        assert served.process.stderr is not None
-        assert served.process.stderr.read().splitlines()[-1] == "interrupted"
-
-
-def test_a_paced_engine_takes_fp8_which_ranks_do_not(run: Run, tiny_dir: Path) -> None:
-    words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "fp8")
-    with serving(*words) as served:
-        body = {"model": "tiny", "prompt": "x", "max_tokens": 3}
-        reply = served.http.post("/v1/completions", json=body)
-        assert reply.json()["usage"]["completion_tokens"] == 3
+    body = {"model": "m", "prompt": "x", "max_tokens": 3}
+    reply = paced.http.post("/v1/completions", json=body)
+    assert reply.json()["usage"]["completion_tokens"] == 3
     done = run("engine", "serve", "--model", tiny_dir, "--dtype", "fp8")
     assert done.exit_code == 2
     assert "ranks of this engine do not compute in fp8" in done.stderr
@@ -187,10 +190,10 @@ def test_an_engine_serves_whatever_its_control_plane_does(tiny_dir: Path) -> Non
 
 
 def test_a_shift_plan_without_a_threshold_is_measured_and_one_with_it_is_obeyed(
-    tiny_dir: Path, tmp_path: Path
+    paced: Served, tiny_dir: Path, tmp_path: Path
 ) -> None:
-    paced = ("--model", tiny_dir, "--paced", "4xh200", "--dtype", "bfloat16")
-    words = (*paced, "--plan", "sp=2,tp=2,shift", "--mode-table", tmp_path / "tables")
+    words = ("--model", tiny_dir, "--paced", "4xh200", "--dtype", "bfloat16")
+    words += ("--plan", "sp=2,tp=2,shift", "--mode-table", tmp_path / "tables")
     with serving(*words, "--no-overlap", "--no-prefix-cache") as served:
         found = served.http.get("/v1/engine/mode-table").json()
         assert found["mode"] == "table"
@@ -198,9 +201,6 @@ def test_a_shift_plan_without_a_threshold_is_measured_and_one_with_it_is_obeyed(
         assert found["tables"] == stored
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(timeout=30) == 0
-    with serving(*paced, "--plan", "sp=2,tp=2,shift=64") as served:
-        found = served.http.get("/v1/engine/mode-table").json()
-        assert (found["mode"], found["threshold_tokens"]) == ("auto", 64)
-        assert found["tables"] == [None]
-        served.process.send_signal(signal.SIGTERM)
-        assert served.process.wait(timeout=30) == 0
+    found = paced.http.get("/v1/engine/mode-table").json()
+    assert (found["mode"], found["threshold_tokens"]) == ("auto", 64)
+    assert found["tables"] == [None]

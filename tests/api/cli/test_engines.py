@@ -18,12 +18,15 @@ from api.cli.main import create_app
 from api.web.settings import ServiceSettings
 from store import Database
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service, wait_until
+from tests.api.live import (
+    running_service,
+)
 from tests.api.observed.test_watcher import ask
 from tests.api.observed.worlds import capacity_table
 from tests.rooms import ROOT
 from tests.tuner.servers.test_target import STAND_IN, WAIT_S
-from tuner.servers.process import ServerProcess
+from tests.waiting import wait_until
+from tuner.servers.process import ServerProcess, free_port
 
 PAGE = (ROOT / "docs" / "how-to" / "observe-a-vllm-server.md").read_text()
 ADDRESS = "http://10.0.0.5:8000"
@@ -71,7 +74,7 @@ def operator(settings: ServiceSettings, database: Database, tmp_path: Path) -> I
     words = [sys.executable, str(STAND_IN), "--model", "m", "--port", str(port)]
     with (
         ServerProcess(words, grace_s=1.0) as server,
-        running_service(settings, free_port()) as service,
+        running_service(settings) as service,
     ):
         server.wait_healthy(f"{url}/health", timeout_s=WAIT_S)
         yield Operator(tmp_path, service, url)

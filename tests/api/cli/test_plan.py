@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from policies.capacity_table import CapacityTable, cheapest
-from tests.api.cli.conftest import Run
+from tests.api.cli.conftest import OTHER_HASH_SEED, Run
 
 WORDS = ("plan", "--model", "llama-3.1-8b", "--hardware", "2xh200", "--dtype", "fp8")
 WORKLOAD = "gamma:rate=10,cv=2,input=600,output=16,requests=40"
@@ -57,20 +57,20 @@ def test_plan_looks_for_what_it_is_asked_to_and_tells_what_that_costs(run: Run) 
     assert "did you mean 'headroom'?" in wrong.stderr
 
 
-def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> None:
-    outputs = []
-    for hash_seed in ("1", "2"):
-        file = tmp_path / f"{hash_seed}.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "api.cli.main", *WORDS, "--workload", WORKLOAD, "--sla", SLA,
-             "--jobs", hash_seed, "--json", "--out", str(file)],
-            capture_output=True,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            check=True,
-        )  # fmt: skip
-        outputs.append((done.stdout, file.read_bytes()))
-    assert outputs[0] == outputs[1]
-    document = json.loads(outputs[0][0])
+def test_the_document_is_the_same_bytes_in_another_process(run: Run, tmp_path: Path) -> None:
+    here, there = tmp_path / "here.json", tmp_path / "there.json"
+    words = (*WORDS, "--workload", WORKLOAD, "--sla", SLA, "--json")
+    done = run(*words, "--jobs", 1, "--out", here)
+    assert done.exit_code == 0, done.output
+    again = subprocess.run(
+        [sys.executable, "-m", "api.cli.main", *words, "--jobs", "2", "--out", str(there)],
+        capture_output=True,
+        env={**os.environ, "PYTHONHASHSEED": OTHER_HASH_SEED},
+        check=True,
+    )
+    assert again.stdout == done.stdout_bytes
+    assert there.read_bytes() == here.read_bytes()
+    document = json.loads(done.stdout)
     assert document["schema"] == "plan/v2"
     assert document["dtype"] == "fp8"
     assert document["title"].startswith(

@@ -12,7 +12,7 @@ from api.clients.client import Client
 from api.web.settings import ServiceSettings
 from store import Database
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service
+from tests.api.live import running_service
 from tests.api.worlds import engine_body
 
 PATCH = '{"caps": {"max_num_seqs": 96}, "sla": "p95_ttft_ms<=500"}'
@@ -33,7 +33,7 @@ def test_a_rollout_is_started_listed_shown_and_cancelled_over_http(
     def run(*words: str) -> Result:
         return runner.invoke(create_app(), ["rollouts", *words, "--service", url])
 
-    with running_service(settings, free_port()) as url:
+    with running_service(settings) as url:
         engine_id = _register(url)
         begin = ("start", PATCH, "--engine", engine_id)
         no_sla = run("start", '{"caps": {"max_num_seqs": 96}}', "--engine", engine_id)

@@ -18,8 +18,9 @@ import pytest
 
 from api.web.settings import ServiceSettings
 from tests.api.cli.conftest import Run
-from tests.api.live import wait_until
 from tests.postgres import PostgresCluster
+from tests.processes import wait_gone
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 Json = dict[str, Any]
@@ -30,17 +31,6 @@ QUIET = {"GEARSHIFT_RUN_WORKER": "false", "GEARSHIFT_DASHBOARD": "false"}
 def _environment(tmp_path: Path, **changes: str) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("GEARSHIFT_")}
     return {**clean, "GEARSHIFT_DATA_DIR": str(tmp_path), "GEARSHIFT_PORT": "0", **changes}
-
-
-def _gearshift(tmp_path: Path, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "api.cli.main", *words],
-        env={**_environment(tmp_path, **changes), "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 @contextmanager
@@ -80,33 +70,29 @@ def _lists_keys(url: str, secret: str) -> bool:
     return httpx.get(f"{url}/v1/api-keys", headers=headers).is_success
 
 
-def test_a_first_key_is_made_and_printed_once_and_works(tmp_path: Path) -> None:
-    with _serving(tmp_path, **QUIET) as (_, announced):
-        assert _lists_keys(announced["url"], announced["admin_key"])
-    with _serving(tmp_path, **QUIET) as (_, again):
-        assert again["admin_key"] is None
-        assert _lists_keys(again["url"], announced["admin_key"])
-
-
-def test_a_start_on_a_taken_port_leaves_no_key_that_nobody_saw(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        done = _gearshift(tmp_path, "serve", GEARSHIFT_PORT=port)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}")
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
-    with _serving(tmp_path, **QUIET) as (_, announced):
-        assert _lists_keys(announced["url"], announced["admin_key"])
-
-
 @pytest.fixture
 def run_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Commands on the data of a service, in this process."""
     monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path))
     return run
+
+
+def test_a_first_key_is_made_by_the_first_start_that_serves_and_printed_once_and_works(
+    tmp_path: Path, run_there: Run
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_there("serve", "--port", port)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+    assert done.stderr.count("\n") == 1
+    with _serving(tmp_path, **QUIET) as (_, announced):
+        assert _lists_keys(announced["url"], announced["admin_key"])
+    with _serving(tmp_path, **QUIET) as (_, again):
+        assert again["admin_key"] is None
+        assert _lists_keys(again["url"], announced["admin_key"])
 
 
 def test_a_key_that_could_not_be_shown_is_not_kept(tmp_path: Path, run_there: Run) -> None:
@@ -147,16 +133,27 @@ def test_ctrl_c_ends_the_service_with_one_line_and_exit_code_130(tmp_path: Path)
         child.returncode = 0  # the interruption is the point of this test
 
 
-def test_the_worker_is_a_child_that_ends_with_its_parent_even_when_that_is_killed(
+def test_the_worker_gets_no_keys_and_ends_with_its_parent_even_when_that_is_killed(
     tmp_path: Path,
 ) -> None:
-    with _serving(tmp_path) as (parent, _):
-        wait_until(lambda: _children(parent.pid))
+    secret = "gs_an_admin_key_that_is_long_enough"
+    changes = {"GEARSHIFT_ADMIN_KEY": secret, "GEARSHIFT_CONTROL_KEY": secret}
+    folder = tmp_path / "data"
+    with _serving(tmp_path, **changes, GEARSHIFT_DATA_DIR=str(folder)) as (parent, announced):
+        assert _lists_keys(announced["url"], secret)
+        wait_until(lambda: (folder / "gearshift.jobs.db").exists())
         (worker,) = _children(parent.pid)
+        environment = Path(f"/proc/{worker}/environ").read_text()
+        assert f"GEARSHIFT_DATA_DIR={folder}" in environment
+        assert secret not in environment
+        modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
         parent.returncode = 0  # the kill is the point of this test
-        wait_until(lambda: not Path(f"/proc/{worker}").exists() or _is_zombie(worker))
+        wait_gone([worker])
+    assert modes["gearshift.db"] == 0o600, "files are their owner's alone"
+    assert {mode for name, mode in modes.items() if ".db" in name} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_every_setting_is_listed_by_help(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,13 +173,14 @@ def test_db_check_refuses_an_empty_database_until_it_is_upgraded(run_there: Run)
 
 
 def test_serve_refuses_a_stale_postgresql_schema_with_the_command_that_mends_it(
-    tmp_path: Path, postgres_cluster: PostgresCluster
+    run_there: Run, postgres_cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = postgres_cluster.create_database()
-    done = _gearshift(tmp_path, "serve", GEARSHIFT_DATABASE_URL=url)
-    assert done.returncode == 2
+    monkeypatch.setenv("GEARSHIFT_DATABASE_URL", url)
+    done = run_there("serve", "--port", 0)
+    assert (done.exit_code, done.stdout) == (2, "")
     assert "gearshift db upgrade" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
     postgres_cluster.drop_database(url)
 
 
@@ -196,32 +194,8 @@ def test_a_database_url_that_cannot_serve_is_one_line(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_keys_are_not_handed_to_the_worker_and_files_are_the_owners_alone(tmp_path: Path) -> None:
-    secret = "gs_an_admin_key_that_is_long_enough"
-    changes = {"GEARSHIFT_ADMIN_KEY": secret, "GEARSHIFT_CONTROL_KEY": secret}
-    folder = tmp_path / "data"
-    with _serving(tmp_path, **changes, GEARSHIFT_DATA_DIR=str(folder)) as (child, announced):
-        assert _lists_keys(announced["url"], secret)
-        wait_until(lambda: (folder / "gearshift.jobs.db").exists())
-        (worker,) = _children(child.pid)
-        environment = Path(f"/proc/{worker}/environ").read_text()
-        assert f"GEARSHIFT_DATA_DIR={folder}" in environment
-        assert secret not in environment
-        modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
-    assert modes["gearshift.db"] == 0o600
-    assert {mode for name, mode in modes.items() if ".db" in name} == {0o600}
-    assert folder.stat().st_mode & 0o777 == 0o700
-
-
 def _children(pid: int) -> list[int]:
     listed = Path(f"/proc/{pid}/task/{pid}/children")
     # The watcher thread starts the worker, so it is listed under that thread.
     found = [path.read_text().split() for path in listed.parent.parent.glob("*/children")]
     return [int(child) for children in found for child in children]
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True

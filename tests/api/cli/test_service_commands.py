@@ -21,7 +21,7 @@ from api.web.settings import ServiceSettings
 from store import Database
 from store.models import DecisionRow
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service
+from tests.api.live import running_service
 from tests.api.observed.worlds import RATE_OF_ONE_RPS, capacity_table
 from tests.api.worlds import CALM, add_recommendation, engine_body
 
@@ -56,7 +56,7 @@ class Operator:
 
 @pytest.fixture
 def operator(settings: ServiceSettings) -> Iterator[Operator]:
-    with running_service(settings, free_port()) as url:
+    with running_service(settings) as url:
         yield Operator(url=url)
 
 

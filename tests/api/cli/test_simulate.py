@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.spec.model import ModelConfig
-from tests.api.cli.conftest import Run
+from tests.api.cli.conftest import OTHER_HASH_SEED, Run
 from tests.tuner.profiles import made_up_profile
 from tuner.step_model.fit import fit_step_model
 
@@ -185,22 +185,22 @@ def test_a_threshold_that_is_not_named_is_advised_by_the_step_times(run: Run) ->
     assert advised["shift"]["threshold_tokens"] > 256
 
 
-def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run, tmp_path: Path) -> None:
     words = ("simulate", *NODE, "--plan", "dp=2,tp=4", "--seed", "3", "--json",
              "--workload", "gamma:rate=8,cv=2,input=512,output=32,requests=40",
              "--sla", "p95_ttft_ms<=900,attainment>=0.9")  # fmt: skip
-    outputs = []
-    for hash_seed in ("1", "2"):
-        file = tmp_path / f"{hash_seed}.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "api.cli.main", *words, "--out", str(file)],
-            capture_output=True,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            check=True,
-        )
-        outputs.append((done.stdout, file.read_bytes()))
-    assert outputs[0] == outputs[1]
-    assert json.loads(outputs[0][0]) == json.loads(outputs[0][1])
+    here, there = tmp_path / "here.json", tmp_path / "there.json"
+    done = run(*words, "--out", here)
+    assert done.exit_code == 0, done.output
+    again = subprocess.run(
+        [sys.executable, "-m", "api.cli.main", *words, "--out", str(there)],
+        capture_output=True,
+        env={**os.environ, "PYTHONHASHSEED": OTHER_HASH_SEED},
+        check=True,
+    )
+    assert again.stdout == done.stdout_bytes
+    assert there.read_bytes() == here.read_bytes()
+    assert json.loads(done.stdout) == json.loads(here.read_bytes())
 
 
 def test_a_trace_with_shared_beginnings_finds_them_in_the_prefix_cache(

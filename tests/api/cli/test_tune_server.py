@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from tests.api.cli.conftest import Run
 from tests.processes import wait_gone
 from tests.tuner.servers import stand_in
+from tests.waiting import wait_until
 
 PREFIX = shlex.join([sys.executable, stand_in.__file__])
 LOAD = ("--workload", "poisson:rate=100,requests=40,input=8,output=4", "--sla", "p95_ttft_ms<=5000")
@@ -162,10 +162,7 @@ def test_no_server_is_left_when_the_command_is_ended(
     command = subprocess.Popen(
         [sys.executable, "-m", "api.cli.main", *words], env={**os.environ, **own}
     )
-    limit_s = time.monotonic() + 120
-    while not pids.exists() or len(pids.read_text().split()) < 2:
-        assert time.monotonic() < limit_s
-        time.sleep(0.1)
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) >= 2)
     command.send_signal(number)
     assert command.wait(120) in (130, -number)
     wait_gone([int(pid) for pid in pids.read_text().split()])

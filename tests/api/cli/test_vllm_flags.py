@@ -54,20 +54,18 @@ def test_a_config_file_gives_options_and_the_command_line_wins(
     assert found["model"] == "m"
 
 
-def test_a_plan_of_the_command_line_wins_over_parts_in_the_file(
+def test_auto_caps_are_those_of_the_place_and_a_plan_wins_over_its_parts_in_the_file(
     tiny_dir: Path, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "c.yml", "pipeline-parallel-size: 2\n")
-    assert policy_of(tiny_dir, "--config", file, "--plan", "tp=1", *PACED)["plan"]["pp"] == 1
-
-
-def test_auto_caps_are_those_of_the_place(tiny_dir: Path) -> None:
     auto = ("--max-num-seqs", "auto", "--max-num-batched-tokens", "auto")
     here = policy_of(tiny_dir, *auto)["caps"]
     assert (here["max_num_seqs"], here["max_num_batched_tokens"]) == (64, 2048)
-    paced = ("--paced", "1xh200", "--dtype", "bfloat16", "--backend", "vllm")
-    there = policy_of(tiny_dir, *auto, *paced)["caps"]
-    assert there["max_num_seqs"] == 1024
+    file = write(tmp_path / "c.yml", "pipeline-parallel-size: 2\n")
+    there = policy_of(
+        tiny_dir, *auto, *PACED, "--backend", "vllm", "--config", file, "--plan", "tp=1"
+    )
+    assert there["caps"]["max_num_seqs"] == 1024
+    assert there["plan"]["pp"] == 1
 
 
 def test_a_shift_plan_in_the_words_of_arctic(tiny_dir: Path) -> None:

@@ -11,7 +11,7 @@ from api.cli.main import create_app
 from api.web.settings import ServiceSettings
 from store import Database
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service
+from tests.api.live import running_service
 
 
 def test_a_trace_is_uploaded_listed_and_removed_over_http(
@@ -25,7 +25,7 @@ def test_a_trace_is_uploaded_listed_and_removed_over_http(
     def run(*words: str) -> Result:
         return runner.invoke(create_app(), ["workload", *words, "--service", url])
 
-    with running_service(settings, free_port()) as url:
+    with running_service(settings) as url:
         done = run("upload", str(trace), "--json")
         assert done.exit_code == 0, done.output
         workload = json.loads(done.stdout)

@@ -24,16 +24,17 @@ from api.web.settings import ServiceSettings
 from store import Database
 from store.models import DecisionRow, JobState
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service
+from tests.api.live import running_service
 from tests.api.worlds import add_recommendation, engine_body
 from tests.examples import list_operations
+from tuner.servers.process import free_port
 
 Json = dict[str, Any]
 
 
 @pytest.fixture
 def remote(settings: ServiceSettings, database: Database) -> Iterator[Client]:
-    with running_service(settings, free_port()) as url, Client(url, ADMIN) as client:
+    with running_service(settings) as url, Client(url, ADMIN) as client:
         yield client
 
 
@@ -200,7 +201,7 @@ def test_an_awaited_client_answers_as_one_that_waits(
             with pytest.raises(ClientError, match="404"):
                 await client.get_tuning_job(job.id)
 
-    with running_service(settings, free_port()) as url:
+    with running_service(settings) as url:
         asyncio.run(ask(url))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from api.aside.process import AsideLimits
 from api.control.aside_queue import AsideQueue
-from tests.api.live import wait_until
+from tests.waiting import wait_until
 
 
 def test_a_question_for_which_no_thread_was_to_be_had_may_be_asked_again(

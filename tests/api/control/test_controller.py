@@ -25,7 +25,6 @@ from store.engines import Window
 from store.models import Heartbeat
 from store.models.base import utc_now
 from tests.api.control.control_world import beat, decisions, scheduled
-from tests.api.live import wait_until
 from tests.api.worlds import (
     BUSY,
     CALM,
@@ -34,6 +33,7 @@ from tests.api.worlds import (
     heartbeat_body,
     register,
 )
+from tests.waiting import wait_until
 
 Json = dict[str, Any]
 

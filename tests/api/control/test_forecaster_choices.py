@@ -12,7 +12,7 @@ from policies.forecast import choose
 from policies.forecasters import CONSTANT
 from policies.load_history import LoadHistory
 from store.models.base import Json
-from tests.api.live import wait_until
+from tests.waiting import wait_until
 
 
 def ramp(minutes: int) -> LoadHistory:

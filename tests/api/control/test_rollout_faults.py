@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from tests.api.conftest import ADMIN
-from tests.api.live import wait_until
 from tests.api.worlds import engine_body, heartbeat_body
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]

@@ -30,8 +30,8 @@ from tests.api.control.rollout_world import (
     World,
     let_time_pass,
 )
-from tests.api.live import wait_until
 from tests.api.worlds import PLAN, add_recommendation, context_of, register
+from tests.waiting import wait_until
 from tuner.work.models import load_model
 
 Json = dict[str, Any]

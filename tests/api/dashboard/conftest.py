@@ -17,7 +17,7 @@ from engine.models.create import create_model
 from tests.api.cli.served import serving
 from tests.api.conftest import ADMIN
 from tests.api.dashboard.browsing import CHROMIUM, SLOW_MS, World
-from tests.api.live import wait_until
+from tests.waiting import wait_until
 
 QUIET = (
     "--no-sandbox",

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.api.dashboard.browsing import NEEDS_CHROMIUM, World, go, log_in, take
-from tests.api.live import wait_until
+from tests.waiting import wait_until
 
 AXE = os.environ.get("GEARSHIFT_AXE")
 pytestmark = [

@@ -19,7 +19,7 @@ from api.web.settings import ServiceSettings
 from migrations.runner import upgrade
 from store import Database
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service
+from tests.api.live import running_service
 from tests.api.worlds import register
 from tests.docs_pages import loaded_by
 
@@ -35,7 +35,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     database = Database(settings.effective_database_url)
     upgrade(database.engine)
     database.close()
-    with running_service(settings, free_port()) as url:
+    with running_service(settings) as url:
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {ADMIN}"}) as client:
             register(client, name="chat-east")
         yield url

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.api.live import wait_until
+from tests.processes import is_gone
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 # Each fork starts a child of its own, as a live trial starts ranks, and works for ever.
@@ -69,10 +69,6 @@ def _begun(log: Path) -> list[tuple[int, int]]:
     return [(int(fork), int(rank)) for fork, rank in (line.split() for line in lines)]
 
 
-def _lives(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
 def test_another_goes_on_in_the_place_of_a_killed_one_whose_children_are_ended(
     start: Start, log: Path
 ) -> None:
@@ -81,8 +77,8 @@ def test_another_goes_on_in_the_place_of_a_killed_one_whose_children_are_ended(
     fork, rank = _begun(log)[0]
     os.kill(fork, signal.SIGKILL)
     wait_until(lambda: len(_begun(log)) == 2)
-    assert not _lives(fork)
-    assert not _lives(rank)
+    assert is_gone(fork)
+    assert is_gone(rank)
     assert process.poll() is None
 
 
@@ -90,7 +86,7 @@ def test_a_fork_ends_with_its_parent_however_that_ends(start: Start, log: Path) 
     process = start()
     wait_until(lambda: len(_begun(log)) == 1)
     process.send_signal(signal.SIGKILL)
-    wait_until(lambda: not _lives(_begun(log)[0][0]))
+    wait_until(lambda: is_gone(_begun(log)[0][0]))
 
 
 @pytest.mark.parametrize(("what", "code", "words"), [("end", 0, ""), ("fail", 1, "no database")])
@@ -101,7 +97,7 @@ def test_work_that_ends_by_itself_is_not_done_again(
     assert process.returncode == code
     assert words in told.decode()
     ((_, rank),) = _begun(log)
-    assert not _lives(rank)
+    assert is_gone(rank)
 
 
 def test_what_is_killed_as_soon_as_it_begins_is_left_to_whoever_started_it(

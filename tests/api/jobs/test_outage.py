@@ -20,8 +20,8 @@ from store.outage import Patience
 from tests.api.conftest import ADMIN
 from tests.api.jobs.counting_backend import CountingBackend
 from tests.api.jobs.test_worker import NUM_TRIALS, _done, _job, _runs, _state, _worker
-from tests.api.live import wait_until
 from tests.postgres import PostgresCluster, missing_reason, running_cluster
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 
 from api.jobs.supervisor import WorkerSupervisor
 from api.web.settings import ServiceSettings
-from tests.api.live import wait_until
+from tests.processes import is_gone
+from tests.waiting import wait_until
 
 # Starts a grandchild, as a live trial starts ranks, and waits for its input to close.
 SCRIPT = """
@@ -34,13 +35,6 @@ def _ranks(log: Path) -> list[int]:
     return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_a_killed_worker_is_replaced_and_nothing_it_started_outlives_it(
     settings: ServiceSettings, tmp_path: Path
 ) -> None:
@@ -53,10 +47,10 @@ def test_a_killed_worker_is_replaced_and_nothing_it_started_outlives_it(
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: len(_ranks(log)) == 2)
     assert supervisor.pid not in (None, first)
-    wait_until(lambda: not _is_running(_ranks(log)[0]))
+    wait_until(lambda: is_gone(_ranks(log)[0]))
     supervisor.stop()
     assert supervisor.pid is None
-    wait_until(lambda: not _is_running(_ranks(log)[1]))
+    wait_until(lambda: is_gone(_ranks(log)[1]))
 
 
 def test_the_pause_after_a_worker_that_lived_long_is_short_again(

@@ -15,8 +15,8 @@ from store import Database
 from store.models import JobState
 from tests.api.jobs.counting_backend import open_gate
 from tests.api.jobs.test_worker import NUM_TRIALS, _done, _job, _runs, _state, _worker
-from tests.api.live import wait_until
 from tests.postgres import BOTH_SLOWLY, SQLITE_SLOWLY
+from tests.waiting import wait_until
 
 
 @pytest.fixture

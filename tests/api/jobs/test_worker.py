@@ -26,9 +26,9 @@ from engine.models.create import create_model
 from store import Database
 from store.models import JobState
 from tests.api.jobs.counting_backend import open_gate
-from tests.api.live import wait_until
 from tests.postgres import BOTH_SLOWLY
 from tests.tuner.catalogs import write_catalog
+from tests.waiting import wait_until
 
 COUNTING = (sys.executable, "-m", "tests.api.jobs.counting_backend")
 ROOT = Path(__file__).parents[3]
@@ -187,7 +187,7 @@ def test_a_job_whose_worker_could_write_nothing_for_a_while_goes_on(
 
 
 @pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
-def test_a_job_of_the_command_line_is_left_to_its_command(
+def test_a_job_cancelled_half_way_keeps_its_finished_trials_and_one_of_a_command_is_left_to_it(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     with database.begin() as uow:
@@ -195,18 +195,6 @@ def test_a_job_of_the_command_line_is_left_to_its_command(
             spec={"options": {"log": str(tmp_path / "own")}}, num_trials=1, created_by=COMMAND_LINE
         )
         move(uow, own, JobState.RUNNING, "run by gearshift tune")
-    job_id = _job(database, tmp_path)
-    with _worker(database, settings):
-        wait_until(lambda: _state(database, job_id).is_final, 60)
-    assert _state(database, own.id) is JobState.RUNNING
-    assert _done(database, own.id) == []
-    assert not (tmp_path / "own").exists()
-
-
-@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
-def test_a_job_cancelled_half_way_keeps_its_finished_trials(
-    database: Database, settings: ServiceSettings, tmp_path: Path
-) -> None:
     job_id = _job(database, tmp_path, closed=[1])
     with _worker(database, settings):
         wait_until(lambda: len(_runs(tmp_path)) == 2)
@@ -217,6 +205,9 @@ def test_a_job_cancelled_half_way_keeps_its_finished_trials(
     # The trial under way was cut short and does not count.
     assert _done(database, job_id) == [0]
     assert _runs(tmp_path) == [0, 1]
+    assert _state(database, own.id) is JobState.RUNNING
+    assert _done(database, own.id) == []
+    assert not (tmp_path / "own").exists()
 
 
 def _tuning(database: Database, job_body: Json, **changes: Any) -> str:
@@ -284,29 +275,16 @@ def test_a_job_cancelled_while_it_measures_the_machine_is_cancelled_then_and_lea
 
 
 @pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
-def test_a_job_by_name_runs_on_hardware_and_a_backend_of_the_users_own(
+def test_a_job_runs_on_hardware_and_a_backend_of_the_users_own_or_fails_with_the_tuners_words(
     database: Database,
     settings: ServiceSettings,
     job_body: Json,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It fails for hardware that nobody knows; for a pipe, a link out of the folders and a bad
+    line, which only the job's own process looks at."""
     monkeypatch.setenv("GEARSHIFT_CATALOG", str(write_catalog(tmp_path / "own")))
-    own = {"model_dir": "mini", "hardware": "2xchip9", "backend": "ours", "trials": 2}
-    job_id = _tuning(database, job_body, **own)
-    with _worker(database, settings, COMMAND):
-        wait_until(lambda: _state(database, job_id).is_final, 60)
-    document = _document(database, job_id)
-    assert document["spec"]["backend"] == "ours"
-    assert len(document["trials"]) == 2
-
-
-@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
-def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
-    database: Database, settings: ServiceSettings, job_body: Json, tmp_path: Path
-) -> None:
-    """Hardware that nobody knows; a pipe, a link out of the folders and a bad line, which only the
-    job's own process looks at."""
     os.mkfifo(tmp_path / "pipe")
     os.symlink("/dev/zero", tmp_path / "endless")
     (tmp_path / "rows.csv").write_text("arrival_s,input_tokens,output_tokens\n0.5,ten,5\n")
@@ -315,12 +293,18 @@ def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
         f"csv:{tmp_path / 'endless'}": "leads to /dev/zero",
         f"csv:{tmp_path / 'rows.csv'}": "line 2",
     }
-    jobs = {_tuning(database, job_body, workload=text): part for text, part in said.items()}
-    jobs[_tuning(database, job_body, hardware="9xabacus")] = "'abacus' is not known"
+    refused = {_tuning(database, job_body, workload=text): part for text, part in said.items()}
+    refused[_tuning(database, job_body, hardware="9xabacus")] = "'abacus' is not known"
+    own = {"model_dir": "mini", "hardware": "2xchip9", "backend": "ours", "trials": 2}
+    good = _tuning(database, job_body, **own)
     with _worker(database, settings, COMMAND):
-        for job_id, part in jobs.items():
+        for job_id in (*refused, good):
             wait_until(lambda job_id=job_id: _state(database, job_id).is_final, 60)
-            with database.read() as uow:
-                job = uow.jobs.get(job_id)
-            assert job.state is JobState.FAILED
-            assert part in job.reason
+    for job_id, part in refused.items():
+        with database.read() as uow:
+            job = uow.jobs.get(job_id)
+        assert job.state is JobState.FAILED
+        assert part in job.reason
+    document = _document(database, good)
+    assert document["spec"]["backend"] == "ours"
+    assert len(document["trials"]) == 2

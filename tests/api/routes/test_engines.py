@@ -21,8 +21,8 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from store import Database
 from store.models.base import utc_now
-from tests.api.live import wait_until
 from tests.api.worlds import acknowledge, engine_body, heartbeat_body, register
+from tests.waiting import wait_until
 
 
 def test_a_registered_engines_policy_is_version_one_and_in_force(client: TestClient) -> None:

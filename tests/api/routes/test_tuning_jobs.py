@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from api.web.settings import ServiceSettings
 from store import Database
 from store.models import JobState
 from tests.api.conftest import ADMIN
-from tests.api.live import free_port, running_service
+from tests.api.live import running_service
 
 Json = dict[str, Any]
 
@@ -30,7 +29,7 @@ def service_url(current_url: str) -> str:
     return current_url
 
 
-def _create(client: TestClient, body: Json, **headers: str) -> Any:
+def _create(client: httpx.Client, body: Json, **headers: str) -> Any:
     return client.post("/v1/tuning-jobs", json=body, headers=headers)
 
 
@@ -125,7 +124,7 @@ def test_jobs_that_name_pipes_and_devices_hold_nobody_up(
     ]
     headers = {"Authorization": f"Bearer {ADMIN}"}
     with (
-        running_service(settings, free_port()) as url,
+        running_service(settings) as url,
         httpx.Client(base_url=url, headers=headers, timeout=20) as http,
         ThreadPoolExecutor(46) as pool,
     ):
@@ -314,21 +313,22 @@ def test_the_event_stream_resumes_after_the_last_id_and_ends_with_the_job(
 
 
 def test_a_quiet_stream_sends_comments_and_then_the_late_events(
-    client: TestClient, job_body: Json, database: Database
+    settings: ServiceSettings, database: Database, job_body: Json
 ) -> None:
-    job_id = _create(client, job_body).json()["id"]
-
-    def finish_later() -> None:
-        time.sleep(0.4)
-        with database.begin() as uow:
-            jobs.move(uow, uow.jobs.get(job_id), JobState.SUCCEEDED, "done")
-
-    thread = threading.Thread(target=finish_later)
-    thread.start()
-    text = client.get(f"/v1/tuning-jobs/{job_id}/events").text
-    thread.join()
-    assert ": keep-alive" in text
-    assert _events(text) == [(1, "state"), (2, "state")]
+    headers = {"Authorization": f"Bearer {ADMIN}"}
+    with (
+        running_service(settings) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=60) as http,
+    ):
+        job_id = _create(http, job_body).json()["id"]
+        with http.stream("GET", f"/v1/tuning-jobs/{job_id}/events") as stream:
+            lines = stream.iter_lines()
+            before = list(iter(lambda: next(lines), ": keep-alive"))
+            with database.begin() as uow:
+                jobs.move(uow, uow.jobs.get(job_id), JobState.SUCCEEDED, "done")
+            after = list(lines)
+    assert _events("\n".join(before)) == [(1, "state")]
+    assert _events("\n".join(after).strip()) == [(2, "state")]
 
 
 def test_every_change_is_in_the_audit_chain(

@@ -17,7 +17,7 @@ from api.web.auth import ensure_first_key
 from api.web.settings import ServiceSettings
 from store import Database
 from store.models.base import utc_now
-from tests.api.live import wait_until
+from tests.waiting import wait_until
 
 
 def _key(client: TestClient, *scopes: str, **changes: Any) -> dict[str, str]:

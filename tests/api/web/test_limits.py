@@ -12,7 +12,7 @@ import pytest
 from api.web.settings import ServiceSettings
 from engine.spec.limits import RequestLimits
 from store import Database
-from tests.api.live import free_port, running_service
+from tests.api.live import running_service
 from tests.contracts.bounded_server import KEY, BoundedServerContract, Start, read_json
 
 
@@ -28,7 +28,7 @@ class TestTheServiceIsBounded(BoundedServerContract):
         @contextmanager
         def start(limits: RequestLimits) -> Iterator[str]:
             bounded = {**settings.model_dump(), "admin_key": KEY, **asdict(limits)}
-            with running_service(ServiceSettings(**bounded), free_port()) as url:
+            with running_service(ServiceSettings(**bounded)) as url:
                 yield url
 
         return start

@@ -20,6 +20,7 @@ from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import next_step, prompt_step
 from tests.processes import SOON_S, wait_gone
+from tests.waiting import wait_until
 
 ONE = ParallelPlan()
 TP2 = ParallelPlan(tp=2)
@@ -281,20 +282,13 @@ def test_processes_that_a_smaller_plan_does_not_need_are_ended(pool: RankPool) -
     wait_gone(pids)
 
 
-def wait_warm(pool: RankPool, num_spares: int) -> None:
-    deadline_s = time.monotonic() + SOON_S
-    while pool.num_warm_spares < num_spares:
-        assert time.monotonic() < deadline_s, "a spare does not get warm"
-        time.sleep(0.01)
-
-
 def test_a_warm_spare_takes_the_place_and_another_one_is_started(
     config: EngineConfig, undisturbed: list[bytes]
 ) -> None:
     pool = RankPool(num_spares=1, patience_s=PATIENCE_S)
     executor = started(config, pool)
     pids = executor.pids
-    wait_warm(pool, 1)
+    wait_until(lambda: pool.num_warm_spares == 1)
     (spare,) = pool.spare_pids
     with pytest.raises(RankError):
         kill_while_idle(executor, pids[0])
@@ -321,7 +315,7 @@ def test_a_spare_that_failed_meanwhile_is_not_used(
     pool = RankPool(num_spares=1, patience_s=2.0)
     executor = started(config, pool, ONE)
     if is_warm:
-        wait_warm(pool, 1)
+        wait_until(lambda: pool.num_warm_spares == 1)
     (spare,) = pool.spare_pids
     os.kill(spare, sign)
     if sign is signal.SIGKILL:

@@ -11,7 +11,7 @@ from engine.engine import Engine
 from engine.models.create import create_model
 from engine.spec.config import EngineConfig
 from engine.spec.request import SamplingParams
-from tests.engine.server.conftest import wait_until
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.gpu,

@@ -23,7 +23,11 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepResult
-from tests.engine.paced import Collector, ConstantTimer, wait_until
+from tests.engine.paced import (
+    Collector,
+    ConstantTimer,
+)
+from tests.waiting import wait_until
 
 CAPS = Caps(max_num_seqs=8, max_num_batched_tokens=64)
 

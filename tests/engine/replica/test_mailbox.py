@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from engine.replica.mailbox import Mailbox
-from tests.engine.paced import wait_until
+from tests.waiting import wait_until
 
 
 def test_a_closed_mailbox_has_run_what_was_posted_and_refuses_the_rest() -> None:

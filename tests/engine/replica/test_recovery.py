@@ -15,7 +15,11 @@ from engine.spec.errors import (
 from engine.spec.request import FinishReason
 from engine.spec.steps import StepResult
 from tests.engine.configs import policy_with
-from tests.engine.paced import ConstantTimer, submit, wait_until
+from tests.engine.paced import (
+    ConstantTimer,
+    submit,
+)
+from tests.waiting import wait_until
 
 
 class FaultyExecutor(SimulatedExecutor):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from engine.text.tokenizer import Tokenizer
+from tests.waiting import wait_until
 
 MODEL = "tiny"
 SHIFT_PLAN = ParallelPlan(sp=2, tp=2, shift=True)
@@ -106,14 +106,6 @@ def serving(
         finally:
             server.should_exit = True
             thread.join()
-
-
-def wait_until(is_true: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
-    """Poll until the condition holds; fail loudly if it never does."""
-    give_up_s = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < give_up_s, "the condition never became true"
-        time.sleep(0.005)
 
 
 def simulated_engine(

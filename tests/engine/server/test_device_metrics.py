@@ -13,8 +13,13 @@ from engine.engine import Engine
 from engine.text.tokenizer import Tokenizer
 from tests.engine.nvml.engines import gpus, monitor_of
 from tests.engine.nvml.fake_nvml import NOT_SUPPORTED, FakeNvml
-from tests.engine.server.conftest import Server, serving, simulated_engine, wait_until
+from tests.engine.server.conftest import (
+    Server,
+    serving,
+    simulated_engine,
+)
 from tests.engine.server.front.remote_pair import remote_pair
+from tests.waiting import wait_until
 
 PREFIX = "gearshift_device_"
 Scraped = dict[tuple[str, ...], float]

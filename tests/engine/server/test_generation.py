@@ -10,7 +10,13 @@ import httpx
 import pytest
 
 from engine.spec.request import FinishReason
-from tests.engine.server.conftest import Server, refusal, serving, simulated_engine, wait_until
+from tests.engine.server.conftest import (
+    Server,
+    refusal,
+    serving,
+    simulated_engine,
+)
+from tests.waiting import wait_until
 
 
 def test_token_ids_are_a_prompt_as_they_stand(server: Server) -> None:

@@ -14,8 +14,8 @@ from tests.engine.server.conftest import (
     Server,
     serving,
     simulated_engine,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 GAUGES_AND_COUNTERS = (
     "vllm:num_requests_running",

@@ -17,8 +17,8 @@ from tests.engine.server.conftest import (
     refusal,
     serving,
     simulated_engine,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,13 @@ import structlog
 
 from engine.logs import LIBRARY_LOGGER, configure_logs
 from engine.server.keys import ServerKeys
-from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine, wait_until
+from tests.engine.server.conftest import (
+    MODEL,
+    Server,
+    serving,
+    simulated_engine,
+)
+from tests.waiting import wait_until
 
 ID = "order-66"
 BODY = {"model": MODEL, "prompt": "x", "max_tokens": 2}

@@ -36,13 +36,13 @@ from tests.contracts.served_engine import (
     MAX_NUM_SEQS,
     MAX_QUEUE,
     ServedEngineContract,
-    eventually,
     read,
     submit,
     text_of,
 )
 from tests.engine.configs import policy_with
 from tests.engine.server.front.remote_pair import RemotePair, remote_pair
+from tests.waiting import wait_until
 
 
 def _engine(tiny_dir: Path, tokenizer: Tokenizer | None) -> Engine:
@@ -95,7 +95,7 @@ def test_a_policy_changed_by_someone_else_is_seen_soon(tiny_dir: Path) -> None:
     ):
         policy = policy_with(engine.policy, threshold_tokens=99, version=1)
         one.remote.apply(policy)
-        eventually(lambda: other.remote.policy == policy)
+        wait_until(lambda: other.remote.policy == policy)
 
 
 def test_a_front_that_goes_leaves_no_sequence_behind(tiny_dir: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_front_that_goes_leaves_no_sequence_behind(tiny_dir: Path) -> None:
         gone.front_socket.shutdown(socket.SHUT_RDWR)
         assert len(read(kept)) == 100
         assert gone.gateway.has_ended.wait(30)
-        eventually(lambda: engine.stats().running == 0)
+        wait_until(lambda: engine.stats().running == 0)
         assert engine.stats().finished[FinishReason.ABORT] == 2
 
 

@@ -18,8 +18,8 @@ from tests.engine.server.conftest import (
     refusal,
     serving,
     simulated_engine,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 BODY = {"model": MODEL, "prompt": "x", "max_tokens": 4}
 
@@ -53,12 +53,12 @@ def _counted(server: Server) -> dict[tuple[str, str], float]:
 
 
 def test_requests_are_judged_by_the_very_bounds_they_name(served: Server) -> None:
-    assert _ask(served, ttft_ms=4000, tpot_ms=190) == 200
-    assert _ask(served, ttft_ms=4000, tpot_ms=101) == 200
+    assert _ask(served, ttft_ms=4000, tpot_ms=490) == 200
+    assert _ask(served, ttft_ms=4000, tpot_ms=201) == 200
     assert _ask(served, ttft_ms=1e6, tpot_ms=6) == 200  # steps take 10 ms
     assert _ask(served, ttft_ms=3, tpot_ms=1e6) == 200
     counted = _counted(served)
-    assert counted["ttft<=5000,tpot<=200", "met"] == 2
+    assert counted["ttft<=5000,tpot<=500", "met"] == 2
     assert counted["ttft>10000,tpot<=10", "missed"] == 1
     assert counted["ttft<=50,tpot>500", "missed"] == 1
 

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from engine.server.connections import ServerConfig
 from engine.server.strict_http import MAX_PIPELINED
 from engine.spec.limits import RequestLimits
-from tests.engine.server.conftest import wait_until
+from tests.waiting import wait_until
 
 PATIENCE_S = 30
 READ_S = 0.5

@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 from engine.server.traces import find_traces
-from tests.engine.server.conftest import MODEL, serving, simulated_engine, wait_until
+from tests.engine.server.conftest import (
+    MODEL,
+    serving,
+    simulated_engine,
+)
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("opentelemetry.sdk") is None, reason="the extra 'otel' is not here"

@@ -113,7 +113,8 @@ def test_a_probe_cut_by_the_end_does_not_count_but_tells_what_ended_in_its_time(
     live = search(cut).run()
     assert live.found.factor is None
     assert not live.found.probes
-    assert live.cut_rps == pytest.approx(ended[0] / live.seconds, rel=0.2)
+    assert live.cut_rps is not None
+    assert ended[0] / live.seconds <= live.cut_rps <= ended[0] / 0.1
 
 
 def test_a_probe_is_the_same_part_of_the_traffic_at_every_rate_with_enough_requests() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.contracts.load_target import Call, LoadTargetContract
 from tests.engine.nvml.engines import gpus, monitor_of
 from tests.engine.nvml.fake_nvml import FakeNvml
 from tests.tuner.engines import paced_engine
+from tests.waiting import wait_until
 from tuner.load.driver import LoadProgress, run_load
 from tuner.load.targets import EngineTarget, LoadTarget, spread_stamps
 from tuner.workload.parse import parse_workload
@@ -32,10 +32,12 @@ class TestEngineTarget(LoadTargetContract):
             call = Call(EngineTarget(engine), 1)
             call.wait()
             timings: list[RequestTiming] = []
-            limit_s = time.monotonic() + 30
-            while not timings:  # noted just after the last token has gone out
-                assert time.monotonic() < limit_s
-                timings += engine.drain_timings()
+
+            def is_noted() -> bool:  # just after the last token has gone out
+                timings.extend(engine.drain_timings())
+                return bool(timings)
+
+            wait_until(is_noted)
             assert [list(t.token_s) for t in timings] == [call.stamps]
 
     def test_two_targets_of_one_engine_do_not_share_ids(self, tmp_path: Path) -> None:

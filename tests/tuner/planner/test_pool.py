@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from policies.sla import Sla
-from tests.api.live import wait_until
+from tests.waiting import wait_until
 from tuner.described.parse import describe_node
 from tuner.planner.document import plan_json
 from tuner.planner.planner import make_plan

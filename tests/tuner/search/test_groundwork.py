@@ -30,12 +30,12 @@ Json = dict[str, Any]
 NUM_TRIALS = 6
 NUM_BEFORE = 4
 SPEC = TuningSpec(
-    model_dir="llama-3.1-70b",
-    num_devices=4,
+    model_dir="llama-3.1-8b",
+    num_devices=2,
     workload="gamma:rate=6,cv=2,input=1024,output=64,requests=24",
     sla="p95_ttft_ms<=4000,p95_tpot_ms<=120",
     trials=NUM_TRIALS,
-    hardware="4xh200",
+    hardware="2xh200",
 )
 
 
@@ -118,9 +118,9 @@ def test_what_was_kept_of_another_question_or_software_is_not_used(
         replace(SPEC, seed=1),
         replace(SPEC, sla="p95_ttft_ms<=3000,p95_tpot_ms<=120"),
         replace(SPEC, workload=SPEC.workload.replace("rate=6", "rate=7")),
-        replace(SPEC, hardware="4xh100"),
+        replace(SPEC, hardware="2xh100"),
         replace(SPEC, backend="sglang"),
-        replace(SPEC, model_dir="qwen2.5-72b"),
+        replace(SPEC, model_dir="llama-3.1-70b"),
         replace(SPEC, step_scale=1.5),
     ]
     for spec in others:

@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Order, Settings
 from tests.contracts.tuning_target import TuningTargetContract, measure
 from tests.processes import is_gone, wait_gone
+from tests.waiting import wait_until
 from tuner.hardware import Precision
 from tuner.launch.command import System
 from tuner.servers.command import ServerCommand, read_system
@@ -139,9 +139,8 @@ def test_a_server_that_ignores_sigterm_is_killed_with_what_it_started() -> None:
         "print(child.pid, flush=True); time.sleep(600)"
     )
     with ServerProcess([sys.executable, "-c", code], grace_s=0.2) as server:
-        while not (tail := server.tail()):
-            time.sleep(0.02)
-        child = int(tail)
+        wait_until(server.tail)
+        child = int(server.tail())
     wait_gone([child, server.pid])
 
 
@@ -161,10 +160,7 @@ def test_no_server_outlives_the_process_that_started_it(pids: Path, number: int)
         "server = ServerProcess(sys.argv[1:]); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, *words])
-    limit_s = time.monotonic() + WAIT_S
-    while not pids.exists() or len(pids.read_text().split()) < 2:
-        assert time.monotonic() < limit_s, "it never started"
-        time.sleep(0.02)
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
     os.kill(parent.pid, number)
     parent.wait()
     wait_gone(alive(pids))

@@ -113,21 +113,21 @@ def test_cpu_clocks_count_work_and_not_waiting() -> None:
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="no CPU clocks per thread")
 def test_only_the_other_threads_of_a_process_are_counted() -> None:
     before_s = other_threads_s(os.getpid())
-    stop = threading.Event()
-    thread = threading.Thread(target=_burn, args=(0.02, stop))
+    is_done, may_end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=_burn, args=(0.02, is_done, may_end))
     thread.start()
-    while not stop.is_set():
-        time.sleep(0.002)
+    is_done.wait()
     assert other_threads_s(os.getpid()) - before_s >= 0.015
+    may_end.set()
     thread.join()
 
 
-def _burn(seconds: float, stop: threading.Event) -> None:
+def _burn(seconds: float, is_done: threading.Event, may_end: threading.Event) -> None:
     until_s = time.thread_time() + seconds
     while time.thread_time() < until_s:
         pass
-    stop.set()
-    time.sleep(0.02)
+    is_done.set()
+    may_end.wait()
 
 
 def test_a_simulation_that_hides_host_time_is_told_all_of_it() -> None:

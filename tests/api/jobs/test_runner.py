@@ -55,7 +55,8 @@ def _job(database: Database, tmp_path: Path, **options: Any) -> str:
 
 
 def _log(tmp_path: Path) -> list[str]:
-    return (tmp_path / "log").read_text().splitlines()
+    log = tmp_path / "log"
+    return log.read_text().splitlines() if log.exists() else []  # nothing is written so far
 
 
 def _state(database: Database, job_id: str) -> tuple[JobState, str]:

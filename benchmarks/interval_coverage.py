@@ -3,7 +3,8 @@
 Each published run is judged by an interval from other groups of runs (``tuner.calibration.
 step_errors``). A run above its high end is simulated again, its steps as slow as that end has them:
 with the process that sends tokens at the slow end of its published range, and with one seat less
-than clients, too.
+than clients, too. Beside it stands what the widest interval could hold: of step times, and of TTFT
+itself, as wide as the worst of all other groups was off at that load.
 
     python -m benchmarks.interval_coverage --data ../shared/silicon --out FILE.md
 """
@@ -18,7 +19,9 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from benchmarks import end_to_end
 from benchmarks.reporting import publish
 from benchmarks.sla_certainty import kept_factors
 from engine.spec.settings import Caps
@@ -27,10 +30,13 @@ from tuner.backends import Backend, load_profile
 from tuner.backends.step_errors import Phase, StepErrors
 from tuner.calibration.served import SOURCES, parameters_of
 from tuner.calibration.served_fit import with_values
-from tuner.calibration.served_rows import RowSimulator, ServedRow
-from tuner.calibration.step_errors import Needed, of_system, step_errors
+from tuner.calibration.served_rows import RowSimulator, ServedRow, read_served_rows
+from tuner.calibration.step_errors import CLIENTS as LOADS
+from tuner.calibration.step_errors import MOST_LOG, Needed, of_system, step_errors
+from tuner.step_model.fit import conformal
 from tuner.step_model.timer import StepScale
 
+FloatArray = npt.NDArray[np.float64]
 CLIENTS = (4, 8, 16, 32, 64, 128)
 # The group whose requests wait as if its servers had a seat less.
 SEATED = "h100 llama-3.1-8b trtllm"
@@ -114,6 +120,38 @@ def report_lines(judged: Sequence[Judged]) -> Iterator[str]:
     yield _line("all", judged)
 
 
+def widest_lines(needed: Sequence[Needed], data: Path) -> Iterator[str]:
+    """What no width of step times can do better than, and what widths of TTFT itself do."""
+    rows = read_served_rows(data)
+    profiles = [load_profile(name) for name in SOURCES]
+    held_out = end_to_end.judge(rows, profiles, data, processes=1)
+    logs = np.log1p(held_out.errors[:, 0])
+    groups = np.array([row.group for row in held_out.rows])
+    is_few = np.array([row.concurrency <= LOADS[0][1] for row in held_out.rows])
+    yield "\n## The widest intervals\n"
+    yield "| group | number | step times explain | TTFT within | half width (log): few | many |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    explained, within = [], []
+    for group in sorted(set(groups)):
+        mine = groups == group
+        factors = [abs(e.prefill) < MOST_LOG for e in needed if e.row.group == group]
+        few, many = (_worst(logs, groups, load & ~mine) for load in (is_few, ~is_few))
+        holds = np.abs(logs[mine]) <= np.where(is_few[mine], few, many)
+        explained += factors
+        within += holds.tolist()
+        yield (
+            f"| {group} | {mine.sum()} | {np.mean(factors):.0%} | {holds.mean():.0%} | "
+            f"{few:.2f} | {many:.2f} |"
+        )
+    yield f"| all | {len(within)} | {np.mean(explained):.0%} | {np.mean(within):.0%} | | |"
+
+
+def _worst(logs: FloatArray, groups: npt.NDArray[np.str_], kept: npt.NDArray[np.bool_]) -> float:
+    """The widest of each kept group's own 90 % half width."""
+    sizes = np.abs(logs)
+    return max(conformal(sizes[kept & (groups == group)]) for group in set(groups[kept]))
+
+
 def _line(name: str, judged: Sequence[Judged]) -> str:
     shares = np.mean([(e.by_steps, e.by_sender, e.by_seat) for e in judged], axis=0)
     return f"| {name} | {len(judged)} | " + " | ".join(f"{share:.0%}" for share in shares) + " |"
@@ -126,8 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--factors", type=Path, help="keeps the runs' factors from call to call")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    judged = judge(kept_factors(options.data, options.factors, 1), options.data)
-    text = "\n".join(report_lines(judged)) + "\n"
+    needed = kept_factors(options.data, options.factors, 1)
+    lines = [*report_lines(judge(needed, options.data)), *widest_lines(needed, options.data)]
+    text = "\n".join(lines) + "\n"
     publish(text, options.out)
     return 0
 

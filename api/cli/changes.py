@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from api.cli.common import log, print_json, print_lines
-from api.cli.effect_lines import effect_lines
-from policies.numbers import counted
+from policies.numbers import counted, short
 
 if TYPE_CHECKING:
     from api.schemas.serving import ChangeSet
@@ -53,7 +53,7 @@ def _lines(document: dict[str, Any], show: str) -> list[str]:
     if not document["changes"]:
         return [*lines, "nothing to change: it runs with these settings"]
     if document["is_dry_run"]:
-        lines += effect_lines(document["effect"], document["effect_missing"])
+        lines += _effect_lines(document["effect"], document["effect_missing"])
         return [*lines, "dry run: nothing was changed"]
     version = f"policy version {document['version']}"
     if document["seconds"] is None:
@@ -71,6 +71,39 @@ def _way_line(transition: dict[str, Any]) -> str:
     return (
         f"way: {transition['way']}, at most {counted(most, 'device')} at once{serves}{leaves}{said}"
     )
+
+
+def _effect_lines(effect: dict[str, Any] | None, missing: str | None) -> Iterator[str]:
+    """The share of requests that would have met the SLA, and the latencies; or why nobody knows."""
+    if effect is None:
+        if missing is not None:
+            yield f"  effect: cannot be told ({missing})"
+        return
+    yield (
+        f"  in the last {effect['minutes']} minutes ({effect['num_draws']} draws, simulated; "
+        "90 % intervals):"
+    )
+    if (found := effect["attainment"]) is not None:
+        yield (
+            f"    attainment {found['before']:.3f} -> {found['after']:.3f} "
+            f"({found['change']:+.3f}, {found['low']:+.3f} .. {found['high']:+.3f})"
+        )
+    for metric in effect["effects"]:
+        yield f"    {metric['metric']} {_number(metric['current'])} -> {_effect(metric)}"
+
+
+def _effect(metric: dict[str, Any]) -> str:
+    change = metric["change"]
+    told = _number(metric["candidate"])
+    if change is None:
+        return told
+    noise = "" if change["is_beyond_noise"] else ", within noise"
+    share, low, high = (100 * change[name] for name in ("share", "low", "high"))
+    return f"{told} ({share:+.1f} %, {low:+.1f} .. {high:+.1f}{noise})"
+
+
+def _number(value: float | None) -> str:
+    return "no end" if value is None else short(value)
 
 
 def _text(change: dict[str, Any], end: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from api.cli.place import NamedCaps, Place
 from policies.numbers import short, short_beside
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from engine.spec.measurement import Measurement
     from engine.spec.settings import Settings
     from policies.sla import Sla
@@ -153,9 +156,20 @@ def _print(
     has_shared: bool,
 ) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from policies.attainment import judge
+
+    console = Console()
+    console.print(_latencies(settings, document))
+    for line in _lines(document, has_shared=has_shared):
+        console.print(line)
+    if sla is not None:
+        console.print(f"SLA {judge(sla, measurement).verdict}")
+
+
+def _latencies(settings: Settings, document: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     from policies.report import LATENCIES
 
     metrics, intervals = document["metrics"], document["intervals"] or {}
@@ -167,42 +181,41 @@ def _print(
         ends = intervals.get(f"p95_{name}")
         cells.append("-" if ends is None else f"{_end(ends['low'])} .. {_end(ends['high'])}")
         table.add_row(name.removesuffix("_ms"), *cells)
-    console = Console()
-    console.print(table)
+    return table
+
+
+def _lines(document: dict[str, Any], *, has_shared: bool) -> Iterator[str]:
+    """What the document says beside latencies; ``has_shared``: prompts share beginnings."""
+    metrics = document["metrics"]
     for name in ("throughput_tokens_per_s", "goodput_rps", "attainment"):
         value = metrics[name]
         # Of 0.9996 three digits would make a 1.
         text = short if name != "attainment" else partial(short_beside, bound=1.0)
-        console.print(f"{name}: {'-' if value is None else text(value)}")
+        yield f"{name}: {'-' if value is None else text(value)}"
     admission, total = document["admission"], sum(document["requests"].values())
     refused = admission["refused"] if admission else 0
     if admission:
         share = admission["admitted_attainment"]
         told = "" if share is None else f"; attainment of the others: {short_beside(share, 1.0)}"
-        console.print(f"admission: {refused} of {total} turned away{told}")
+        yield f"admission: {refused} of {total} turned away{told}"
     if failed := document["requests"]["errored"] - refused:
-        console.print(f"requests: {failed} of {total} failed, as they can never fit")
+        yield f"requests: {failed} of {total} failed, as they can never fit"
     counts, memory = document["counts"], document["memory"]
     steps = ", ".join(f"{count} in {mode}" for mode, count in counts["steps"].items())
-    console.print(
+    yield (
         f"steps: {steps}; {counts['mode_switches']} mode switches, "
         f"{counts['preemptions']} preemptions"
     )
-    console.print(
+    yield (
         f"memory: {memory['weight_bytes_per_rank'] / 1e9:.3g} GB of weights per rank, KV for "
         f"{memory['kv_tokens']} tokens per replica"
     )
-    if document["prefix_cache"]["enabled"] and has_shared:
-        cache = document["prefix_cache"]
+    if (cache := document["prefix_cache"])["enabled"] and has_shared:
         share = cache["hit_tokens"] / max(1, cache["query_tokens"])
-        console.print(f"prefix cache: {share:.0%} of {cache['query_tokens']} prompt tokens found")
-    if document["energy"] is not None:
-        energy = document["energy"]
-        console.print(
-            f"energy (estimate): {energy['joules'] / 3.6e6:.3g} kWh, mean {energy['mean_w']:.0f} W"
-        )
-    if sla is not None:
-        console.print(f"SLA {judge(sla, measurement).verdict}")
+        yield f"prefix cache: {share:.0%} of {cache['query_tokens']} prompt tokens found"
+    if (energy := document["energy"]) is not None:
+        spent = f"{energy['joules'] / 3.6e6:.3g} kWh, mean {energy['mean_w']:.0f} W"
+        yield f"energy (estimate): {spent}"
 
 
 def _end(value: float | None) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from api.cli.capacity_table import print_capacity_table
 from api.cli.common import log
 from api.cli.tables import harmless, print_rows
-from api.cli.tune_costs import print_costs, print_finals
 from engine.spec.settings import Order, Settings
 from policies.numbers import short
 from policies.objective import cost_text
@@ -36,7 +36,7 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
         console.print(f"and {more} more trials (--json has all)")
     if (trade := document.get("trade")) is not None:
         _print_trade(console, trade)
-    print_costs(console, document)
+    _print_costs(console, document)
     for warning in document["warnings"]:
         log(f"warning: {warning}")
     if document["recommendation"] is None:
@@ -45,7 +45,7 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
             console.print(f"  {MORE_REQUESTS}")
     else:
         _print_recommendation(console, document["recommendation"])
-    print_finals(console, document)
+    _print_finals(console, document)
     if out is not None:
         console.print(f"report: {out}")
     if (kept := document["recommendation_id"]) is not None:
@@ -151,6 +151,30 @@ def _print_trade(console: Console, trade: dict[str, Any]) -> None:
         goodput = short(point["goodput_rps_per_device"])
         share = short(point["latency_over_bound"])
         console.print(f"  {goodput} requests/s per device at {share} of the bounds: {settings}")
+
+
+def _print_costs(console: Console, document: dict[str, Any]) -> None:
+    """Each level, and the budget where there is one."""
+    table = Table("level", "runs", "seconds", "device seconds")
+    for row in document["costs"]:
+        numbers = (short(row[name]) for name in ("seconds", "device_seconds"))
+        table.add_row(row["level"], str(row["runs"]), *numbers)
+    if document["costs"]:
+        console.print(table, soft_wrap=False)
+    if (budget := document["budget"]) is not None:
+        used, whole = short(budget["used_device_seconds"]), short(budget["device_seconds"])
+        console.print(f"budget {budget['asked']}: {used} of {whole} device seconds used")
+        for line in budget["not_reached"]:
+            console.print(f"not reached: {line}")
+
+
+def _print_finals(console: Console, document: dict[str, Any]) -> None:
+    """Who lost the first place and why, and the gain over trial 0."""
+    for lost in document["demoted"]:
+        console.print(f"demoted: {Settings.from_json(lost['settings'])}: {lost['reason']}")
+    fresh = document["fresh_draws"]
+    if fresh is not None and fresh["headline"] is not None:
+        console.print(f"gain ({fresh['fidelity']}): {fresh['headline']}")
 
 
 def _device_seconds(trial: dict[str, Any]) -> float:

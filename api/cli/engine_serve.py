@@ -160,7 +160,7 @@ def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House)
             "folder by gearshift model create DIR --preset NAME"
         )
     defaults = house.read_defaults(config.model_dir)
-    limits = room_for(house.bounds.limits)
+    limits = room_for(house.bounds)
     ends = read_end_tokens(config.model_dir, ModelConfig.from_dir(config.model_dir))
     with ExitStack() as stack:
         listener = stack.enter_context(bind(house.listening.host, house.listening.port))

@@ -15,7 +15,7 @@ LIMITS = RequestLimits()
 
 
 @dataclass(frozen=True, kw_only=True)
-class LimitOptions:
+class LimitOptions(RequestLimits):
     """Bounds that hold for every client of the server."""
 
     max_body_bytes: Annotated[
@@ -69,18 +69,6 @@ class LimitOptions:
             help="Requests per second and key, ten seconds' worth at once, else 429; 0: any.",
         ),
     ] = LIMITS.rate_per_s
-
-    @property
-    def limits(self) -> RequestLimits:
-        """The same, as the server takes it."""
-        return RequestLimits(
-            max_body_bytes=self.max_body_bytes,
-            header_timeout_s=self.header_timeout_s,
-            keep_alive_s=self.keep_alive_s,
-            body_timeout_s=self.body_timeout_s,
-            max_connections=self.max_connections,
-            rate_per_s=self.rate_per_s,
-        )
 
 
 def room_for(limits: RequestLimits) -> RequestLimits:

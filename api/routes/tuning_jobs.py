@@ -14,7 +14,6 @@ from api.schemas.base import Json
 from api.schemas.examples import tuning as shown
 from api.schemas.tuning import TrialView, TuningJobCreate, TuningJobView
 from api.services import analysis, jobs
-from api.services.drawing import told_report
 from api.web import sse
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
@@ -204,7 +203,7 @@ async def report(
     wanted = form or _accepted_form(accept)
     if wanted == "json":
         return JSONResponse(document)
-    text = await told_report(document, wanted, context.aside)
+    text = await jobs.told_report(document, wanted, context.aside)
     if wanted == "markdown":
         return Response(text, media_type="text/markdown; charset=utf-8")
     return HTMLResponse(text, headers={"Content-Security-Policy": "sandbox allow-scripts"})

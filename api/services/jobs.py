@@ -1,19 +1,24 @@
-"""Tuning jobs: create, cancel, remove."""
+"""Tuning jobs: create, cancel, remove, report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from api.aside.process import AsideError, AsideLimits
 from api.schemas.tuning import TuningJobCreate, TuningJobView
 from api.services.audit import record
 from api.services.job_checks import check_job, job_spec, use_upload
 from api.services.job_moves import COMMAND_LINE, close_cancelled, move
+from api.web.aside import Aside
 from api.web.auth import Caller
+from api.web.errors import ApiError
 from api.web.settings import ServiceSettings
 from store import ConflictError, UnitOfWork
 from store.models import JobState, TuningJob
 from store.models.base import Json
 
+# Pictures of a report take long.
+REPORT_LIMITS = AsideLimits(seconds=30.0, memory_mib=2048)
 KEPT_FIELDS = set(TuningJobView.model_fields) - {"trials_done", "recommendation_id"}
 
 
@@ -114,3 +119,17 @@ def report(uow: UnitOfWork, job_id: str) -> Json:
     if job.report is None:
         raise ConflictError(f"tuning job {job.id} is {job.state} and has no report")
     return job.report
+
+
+async def told_report(document: Json, form: str, aside: Aside) -> str:
+    """A job's report as Markdown or as an HTML page (``form``).
+
+    Raises:
+        ApiError: 409, it cannot be written; 429, too many are written already.
+    """
+    try:
+        answer = await aside.run("tell_report", {"report": document, "form": form}, REPORT_LIMITS)
+    except AsideError as error:
+        raise ApiError(409, "cannot_draw", f"the report cannot be drawn: {error}") from error
+    text: str = answer["text"]
+    return text

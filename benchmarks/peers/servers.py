@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from benchmarks.quiet import OtherPrograms
 from benchmarks.reporting import publish
 from engine.models.create import create_model
 from engine.spec.processor import num_cores
+from tuner.servers.process import free_port
 
 START_TIMEOUT_S = 900.0
 CLIENTS = 64
@@ -170,12 +170,12 @@ def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[tuple[Peer
     caps = ("--max-num-seqs", str(CLIENTS), "--max-num-batched-tokens", "2048")
     common = (*caps, "--max-model-len", "4096", "--dtype", "bfloat16")
     for plan in options.plans:
-        port = _free_port()
+        port = free_port()
         serve = (gearshift, "engine", "serve", str(checkpoint), "--port", str(port))
         own = ("--plan", plan, "--kv-cache-mib", "1024", "--no-enable-prefix-caching")
         yield PeerSpec(name=f"ours, {plan}", command=(*serve, *own, *common)), port
     for tp in options.degrees:
-        port = _free_port()
+        port = free_port()
         # The console script looks for a package named vllm, which the CPU build is not.
         module = "vllm.entrypoints.openai.api_server"
         theirs = (str(python), "-m", module, "--model", str(checkpoint), "--port", str(port))
@@ -183,11 +183,6 @@ def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[tuple[Peer
         environment = vllm_environment(python, tp)
         command = (*theirs, *flags, *common)
         yield PeerSpec(name=f"vLLM, tp={tp}", command=command, environment=environment), port
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def _measure(servers: Sequence[Server], options: argparse.Namespace, rows: Rows) -> list[Load]:

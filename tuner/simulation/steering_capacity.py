@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.spec.inventory import Inventory, RankKind
-from engine.spec.measurement import Fidelity
 from engine.spec.model import ModelConfig
 from engine.transition.planning import first_slots
 from policies.capacity_loop import decide_capacity, is_due, settings_after
@@ -25,8 +23,9 @@ from policies.decision import Action, LoadWindow
 from policies.forecast import Forecast, choose, forecast
 from policies.forecasters import Forecaster
 from policies.load_history import SLOT_S, LoadHistory, LoadSlot, luck_of, rate_of
-from policies.observation import Observation, TrafficWindow, join_windows
+from policies.observation import Observation, TrafficWindow
 from policies.switch_costs import StartSeconds, switch_costs
+from tuner.simulation.seen_windows import SeenWindows
 from tuner.simulation.steering import RunView, SettingsChange, Turn
 from tuner.spec.errors import TunerError
 from tuner.spec.forecasters import list_forecasters
@@ -94,20 +93,20 @@ class CapacitySteering:
     def first_s(self) -> float:
         """Forget the run before."""
         self.turns = []
-        self._windows: deque[TrafficWindow] = deque(maxlen=max(1, round(WINDOW_S / LOOK_S)))
+        self._windows = SeenWindows(max(1, round(WINDOW_S / LOOK_S)))
         self._slots: list[LoadSlot] = []
         self._memory = CapacityMemory()
-        self._asked_s = self._num_inside = 0.0
         self._chosen_s: float | None = None
         self._lengths = self._table.mix
         return LOOK_S
 
     def ask(self, now_s: float, view: RunView) -> Turn:
-        self._look(now_s, view)
+        since_s = self._windows.looked_s
+        self._add_to_slot(since_s, self._windows.look(now_s, view))
         next_s = now_s + LOOK_S
         if view.is_reshaping:
             return Turn(change=None, next_s=next_s)
-        seen = join_windows(self._windows, self._table.sla, age_s=0.0, fidelity=Fidelity.SIMULATED)
+        seen = self._windows.observe(self._table.sla)
         current = self._entry(view)
         observed_rps = None if seen is None else self._rate_rps(seen.load)
         luck = luck_of(sum(window.num_arrived for window in self._windows))
@@ -154,7 +153,7 @@ class CapacitySteering:
     def _watch(self, current: CarriedRate, view: RunView, observed_rps: float, luck: float) -> None:
         last = self._windows[-1]
         look = Look(
-            now_s=self._asked_s,
+            now_s=self._windows.looked_s,
             seconds=last.window_s,
             requests=last.num_arrived,
             ended=sum(bool(timing.token_s) for timing in last.timings),
@@ -208,27 +207,16 @@ class CapacitySteering:
         self._lengths = (inputs or self._lengths[0], outputs or self._lengths[1])
         return load.rate_rps * rate_of(*self._lengths, self._table.mix)
 
-    def _look(self, now_s: float, view: RunView) -> None:
-        """Keep the window since the last look; arrivals are counted as an engine's agent does."""
-        ended = tuple(view.timings_since(self._asked_s))
-        inside = view.num_running + view.num_waiting + view.num_refused
-        arrived = max(0, inside - int(self._num_inside) + len(ended))
-        self._windows.append(
-            TrafficWindow(window_s=now_s - self._asked_s, num_arrived=arrived, timings=ended)
-        )
-        self._add_to_slot(now_s, arrived)
-        self._asked_s, self._num_inside = now_s, inside
-
-    def _add_to_slot(self, now_s: float, arrived: int) -> None:
+    def _add_to_slot(self, since_s: float, window: TrafficWindow) -> None:
         """Tokens are those of the arrivals, at the mean lengths of what ended last."""
-        start_s = (self._asked_s // SLOT_S) * SLOT_S
+        start_s, arrived = (since_s // SLOT_S) * SLOT_S, window.num_arrived
         before = None
         if self._slots and self._slots[-1].start_s == start_s:
             before = self._slots.pop()
         self._slots.append(
             LoadSlot(
                 start_s=start_s,
-                seen_s=(before.seen_s if before else 0.0) + now_s - self._asked_s,
+                seen_s=(before.seen_s if before else 0.0) + window.window_s,
                 requests=(before.requests if before else 0.0) + arrived,
                 input_tokens=(before.input_tokens if before else 0.0) + arrived * self._lengths[0],
                 output_tokens=(before.output_tokens if before else 0.0)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, replace
 
-from engine.spec.measurement import Fidelity
 from policies.controller import (
     Action,
     ControlLimits,
@@ -15,9 +13,10 @@ from policies.controller import (
     decide,
 )
 from policies.feasibility import is_feasible_when_idle
-from policies.observation import Observation, TrafficWindow, join_windows
+from policies.observation import Observation
 from policies.schedule import Schedule
 from policies.sla import Sla
+from tuner.simulation.seen_windows import SeenWindows
 from tuner.simulation.steering import RunView, SettingsChange, Turn, free_reshapes
 from tuner.spec.errors import TunerError
 
@@ -59,17 +58,13 @@ class ControllerSteering:
                 f"interval_s={interval_s}, window_s={window_s}: an interval is above 0 and no "
                 "longer than the window"
             )
-        self.decisions: list[SteeringDecision] = []
         self._schedule = schedule
         self._sla = sla
         self._is_feasible_when_idle = is_feasible_when_idle(sla, schedule.alone)
         self._limits = limits or ControlLimits(max_data_age_s=window_s, settle_s=window_s)
         self._interval_s = interval_s
         self._num_kept = max(1, round(window_s / interval_s))
-        self._windows: deque[TrafficWindow] = deque(maxlen=self._num_kept)
-        self._memory = ControlMemory()
-        self._asked_s = 0.0
-        self._num_inside = 0
+        self.first_s()
 
     @property
     def moves(self) -> list[SteeringDecision]:
@@ -78,19 +73,17 @@ class ControllerSteering:
 
     def first_s(self) -> float:
         """Forget the run before; the first window is full ``interval_s`` in."""
-        self.decisions = []
-        self._windows.clear()
+        self.decisions: list[SteeringDecision] = []
+        self._windows = SeenWindows(self._num_kept)
         self._memory = ControlMemory()
-        self._asked_s = 0.0
-        self._num_inside = 0
         return self._interval_s
 
     def ask(self, now_s: float, view: RunView) -> Turn:
-        self._look(now_s, view)
+        self._windows.look(now_s, view)
         next_s = now_s + self._interval_s
         if view.is_reshaping or view.settings.plan != self._schedule.plan:
             return Turn(change=None, next_s=next_s)  # as the live loop: not its business now
-        seen = join_windows(self._windows, self._sla, age_s=0.0, fidelity=Fidelity.SIMULATED)
+        seen = self._windows.observe(self._sla)
         in_force = view.settings
         if self._memory.commanded is None:  # what it is started with is what was commanded
             self._memory = replace(self._memory, commanded=in_force, changed_s=0.0)
@@ -108,19 +101,6 @@ class ControllerSteering:
         self._memory = decision.memory
         self.decisions.append(SteeringDecision(now_s=now_s, decision=decision, observation=seen))
         return Turn(change=_change(decision, view), next_s=next_s)
-
-    def _look(self, now_s: float, view: RunView) -> None:
-        """Keep the window since the last look; arrivals are counted as an engine's agent does."""
-        ended = tuple(view.timings_since(self._asked_s))
-        inside = view.num_running + view.num_waiting + view.num_refused
-        self._windows.append(
-            TrafficWindow(
-                window_s=now_s - self._asked_s,
-                num_arrived=max(0, inside - self._num_inside + len(ended)),
-                timings=ended,
-            )
-        )
-        self._asked_s, self._num_inside = now_s, inside
 
 
 def _change(decision: Decision, view: RunView) -> SettingsChange | None:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine names its own build, for example TORCH="torch --index-url URL-of-the-CUDA-wheels".
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
-TEST_JOBS ?= 3
+TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -19,8 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
-# Files share three workers on two cores: half the time of the tests is waited for processes,
-# sockets and disks.
+# Files share two workers: most tests wait for a process of theirs to start.
 test: $(STAMP)
 	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile
 

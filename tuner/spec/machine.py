@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,12 +36,20 @@ class Fingerprint:
         raw = json.dumps(facts, sort_keys=True).encode()
         return hashlib.sha256(raw).hexdigest()[:12]
 
-    def __str__(self) -> str:
+    @property
+    def served_on(self) -> str:
+        """The device, and the threads of each rank where there are several."""
         threads = f", {self.threads_per_rank} threads per rank" if self.threads_per_rank > 1 else ""
-        return (
-            f"{self.cpu_model}, {self.num_cores} cores, torch {self.torch_version}, {self.device}"
-            f"{threads}"
-        )
+        return f"{self.device}{threads}"
+
+    def is_same_host(self, other: Fingerprint) -> bool:
+        """Whether they differ at most in the device and the threads per rank."""
+        ours = replace(self, device=other.device, threads_per_rank=other.threads_per_rank)
+        return ours == other
+
+    def __str__(self) -> str:
+        host = f"{self.cpu_model}, {self.num_cores} cores, torch {self.torch_version}"
+        return f"{host}, {self.served_on}"
 
 
 def this_machine(device: str = "cpu", *, threads_per_rank: int = 1) -> Fingerprint:

@@ -95,8 +95,11 @@ def _newest(
 ) -> StepModel:
     found = []
     others: set[str] = set()
+    elsewhere: set[str] = set()
     for path in sorted(cost_model_dir().glob("cm_*.json")):
         step_model = StepModel.from_json(read_json(path), where=str(path))
+        if step_model.machine != machine and step_model.machine.is_same_host(machine):
+            elsewhere.add(f"{step_model.id} ({step_model.machine.served_on})")
         if step_model.machine == machine and dtype in (None, step_model.dtype):
             if not step_model.is_of(weights):
                 others.add(f"{step_model.weights} weights ({step_model.id})")
@@ -112,7 +115,12 @@ def _newest(
     if not found:
         raise TunerError(
             f"no cost model of this machine ({machine}) in {cost_model_dir()}; run "
-            "'gearshift profile --model DIR --out FILE' first, or name one with --cost-model, "
-            "or describe other hardware with --hardware, as in --hardware 8xh200"
+            "'gearshift profile --model DIR --out FILE' first, or name one with --cost-model"
+            f"{_listed(elsewhere)}, or describe other hardware with --hardware, as in "
+            "--hardware 8xh200"
         )
     return max(found, key=lambda entry: entry[:3])[3]
+
+
+def _listed(names: set[str]) -> str:
+    return f" (of its other devices and threads: {', '.join(sorted(names))})" if names else ""

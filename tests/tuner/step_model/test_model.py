@@ -159,6 +159,10 @@ def test_the_newest_model_of_this_machine_is_found_and_a_missing_one_names_the_c
     path = save_cost_model(model)
     with pytest.raises(TunerError, match="no cost model of this machine"):
         load_cost_model(None, SMALL)  # it is another machine's
+    on_gpu = replace(model, machine=this_machine("cuda", threads_per_rank=2))
+    save_cost_model(on_gpu)
+    with pytest.raises(TunerError, match=rf"{on_gpu.id} \(cuda, 2 threads per rank\)"):
+        load_cost_model(None, SMALL)  # which of them is asked about nobody knows
     assert load_cost_model(str(path), SMALL) == load_cost_model(model.id, SMALL)
 
 

@@ -120,7 +120,7 @@ class _OtelCall(CallSpan):
         self._asked = asked
         self._span = span
         self._reasons: list[str] = []
-        self._prompt_tokens = self._output_tokens = 0
+        self._output_tokens = 0
         span.set_attributes(
             {
                 "gen_ai.operation.name": asked.operation,
@@ -138,13 +138,12 @@ class _OtelCall(CallSpan):
 
     def end_request(self, ended: EndedRequest) -> None:
         self._reasons.append(ended.reason.value)
-        self._prompt_tokens += ended.prompt_tokens
         self._output_tokens += ended.output_tokens
         if self._span.is_recording():  # else its client has gone, and it has ended before this
             self._span.set_attributes(
                 {
                     "gen_ai.response.finish_reasons": self._reasons,
-                    "gen_ai.usage.input_tokens": self._prompt_tokens,
+                    "gen_ai.usage.input_tokens": self._asked.prompt_tokens,
                     "gen_ai.usage.output_tokens": self._output_tokens,
                 }
             )

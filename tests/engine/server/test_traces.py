@@ -56,8 +56,9 @@ def test_a_completion_is_a_span_of_its_callers_trace_with_the_parts_of_its_life(
     assert (told["request.temperature"], told["request.max_tokens"]) == (0.5, 4)
     assert told["response.id"] == reply.json()["id"]
     assert told["response.finish_reasons"] == ["length", "length"]
-    assert told["usage.input_tokens"] == 6
-    assert told["usage.output_tokens"] == 8
+    usage = reply.json()["usage"]
+    assert told["usage.input_tokens"] == usage["prompt_tokens"] == 3
+    assert told["usage.output_tokens"] == usage["completion_tokens"] == 8
     parts = [span for span in collector.spans if span.parent_id == call.span_id]
     assert sorted(span.name for span in parts) == ["decode"] * 2 + ["prefill"] * 2 + ["queue"] * 2
     assert {span.trace_id for span in parts} == {TRACE}

@@ -129,9 +129,11 @@ class GenerationService:
             len(prompts) * body.num_choices * num_values,
             lambda: self._requests(response_id, body, prompts, default_tokens, arrival_s),
         )
+        prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
         span = None
         if self._traces is not None:
-            span = self._traces.begin_call(_asked(form, body, requests, self._model_name))
+            asked = _asked(form, body, requests, self._model_name, prompt_tokens)
+            span = self._traces.begin_call(asked)
         call = _Call(
             stream=OutputStream(
                 self._engine, self._bridge, requests, partial(self._observe, slo, span)
@@ -140,7 +142,7 @@ class GenerationService:
             makers=self._makers(requests, prompts, body),
             form=form,
             body=body,
-            prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+            prompt_tokens=prompt_tokens,
         )
         try:
             await self._open(call.stream)
@@ -331,7 +333,11 @@ class GenerationService:
 
 
 def _asked(
-    form: AnswerForm, body: GenerationBody, requests: Sequence[Request], model_name: str
+    form: AnswerForm,
+    body: GenerationBody,
+    requests: Sequence[Request],
+    model_name: str,
+    prompt_tokens: int,
 ) -> AskedCall:
     """What a call asks for; sampling is that of all its requests."""
     sampling = requests[0].sampling
@@ -343,6 +349,7 @@ def _asked(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         num_choices=len(requests),
+        prompt_tokens=prompt_tokens,
         is_stream=bool(body.stream),
     )
 

@@ -145,7 +145,6 @@ class _Progress:
             scheduled_s=self.scheduled_s,
             first_s=self.first_s if has_tokens else None,
             last_s=self.last_s if has_tokens else now_s,
-            prompt_tokens=len(self.request.prompt_ids),
             output_tokens=self.num_tokens,
             reason=reason,
         )

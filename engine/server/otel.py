@@ -36,6 +36,7 @@ CLOSE_TIMEOUT_MS = 3000
 TTFT_BOUNDS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10)
 TPOT_BOUNDS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 DURATION_BOUNDS_S = tuple(0.01 * 2**power for power in range(14))
+METRIC_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -46,8 +47,7 @@ class OtelTraces(Traces):
         resource = _resource(service, instance)
         self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=_timeout_s())))
-        reader = PeriodicExportingMetricReader(OTLPMetricExporter(timeout=_timeout_s()))
-        self._meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
+        self._meters = MeterProvider(_readers(), resource=resource, shutdown_on_exit=False)
         self._tracer = self._tracers.get_tracer(SCOPE)
         meter = self._meters.get_meter(SCOPE)
         self._ttft_s = meter.create_histogram(
@@ -120,7 +120,7 @@ class _OtelCall(CallSpan):
         self._asked = asked
         self._span = span
         self._reasons: list[str] = []
-        self._prompt_tokens = self._output_tokens = 0
+        self._output_tokens = 0
         span.set_attributes(
             {
                 "gen_ai.operation.name": asked.operation,
@@ -138,13 +138,12 @@ class _OtelCall(CallSpan):
 
     def end_request(self, ended: EndedRequest) -> None:
         self._reasons.append(ended.reason.value)
-        self._prompt_tokens += ended.prompt_tokens
         self._output_tokens += ended.output_tokens
         if self._span.is_recording():  # else its client has gone, and it has ended before this
             self._span.set_attributes(
                 {
                     "gen_ai.response.finish_reasons": self._reasons,
-                    "gen_ai.usage.input_tokens": self._prompt_tokens,
+                    "gen_ai.usage.input_tokens": self._asked.prompt_tokens,
                     "gen_ai.usage.output_tokens": self._output_tokens,
                 }
             )
@@ -199,6 +198,13 @@ def _resource(service: str, instance: str) -> Resource:
     if instance:
         attributes["service.instance.id"] = instance
     return Resource.create(attributes)
+
+
+def _readers() -> list[PeriodicExportingMetricReader]:
+    """None where a collector is named for spans alone: the SDK would try this machine's."""
+    if not any(os.environ.get(name) for name in METRIC_ENDPOINTS):
+        return []
+    return [PeriodicExportingMetricReader(OTLPMetricExporter(timeout=_timeout_s()))]
 
 
 def _timeout_s() -> float | None:

@@ -12,7 +12,10 @@ from engine.spec.request import FinishReason
 
 @dataclass(frozen=True, kw_only=True)
 class AskedCall:
-    """What one HTTP call asks for, in OpenTelemetry's GenAI words."""
+    """What one HTTP call asks for, in OpenTelemetry's GenAI words.
+
+    ``prompt_tokens`` are those of its prompts, each counted once however many choices it has.
+    """
 
     operation: str
     model_name: str
@@ -21,6 +24,7 @@ class AskedCall:
     temperature: float
     top_p: float
     num_choices: int
+    prompt_tokens: int
     is_stream: bool
 
 
@@ -32,7 +36,6 @@ class EndedRequest:
     scheduled_s: float | None
     first_s: float | None
     last_s: float
-    prompt_tokens: int
     output_tokens: int
     reason: FinishReason
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.server.spans import AskedCall, EndedRequest
 from engine.server.traces import find_traces
+from engine.spec.request import FinishReason
 from tests.engine.server.conftest import (
     MODEL,
     serving,
@@ -56,8 +58,9 @@ def test_a_completion_is_a_span_of_its_callers_trace_with_the_parts_of_its_life(
     assert (told["request.temperature"], told["request.max_tokens"]) == (0.5, 4)
     assert told["response.id"] == reply.json()["id"]
     assert told["response.finish_reasons"] == ["length", "length"]
-    assert told["usage.input_tokens"] == 6
-    assert told["usage.output_tokens"] == 8
+    usage = reply.json()["usage"]
+    assert told["usage.input_tokens"] == usage["prompt_tokens"] == 3
+    assert told["usage.output_tokens"] == usage["completion_tokens"] == 8
     parts = [span for span in collector.spans if span.parent_id == call.span_id]
     assert sorted(span.name for span in parts) == ["decode"] * 2 + ["prefill"] * 2 + ["queue"] * 2
     assert {span.trace_id for span in parts} == {TRACE}
@@ -101,6 +104,37 @@ def test_a_call_that_its_client_left_has_a_span_without_a_warning(engine_server:
     call = collector.named("POST /v1/completions")
     assert call.attributes["http.response.status_code"] == 200
     assert "gen_ai.server.time_to_first_token" not in collector.latencies
+
+
+def test_where_a_collector_of_spans_alone_is_named_latencies_are_sent_nowhere(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:1/v1/traces")
+    traces = find_traces("gearshift-engine")
+    assert traces is not None
+    asked = AskedCall(
+        operation="chat",
+        model_name=MODEL,
+        response_id="x",
+        max_tokens=1,
+        temperature=0.0,
+        top_p=1.0,
+        num_choices=1,
+        prompt_tokens=1,
+        is_stream=False,
+    )
+    ended = EndedRequest(
+        arrival_s=0.0,
+        scheduled_s=None,
+        first_s=None,
+        last_s=1.0,
+        output_tokens=0,
+        reason=FinishReason.ABORT,
+    )
+    traces.observe(asked, ended)
+    traces.close()
+    assert not [record for record in caplog.records if "metric" in record.name]
 
 
 def test_where_no_collector_is_named_there_are_no_traces() -> None:

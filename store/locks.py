@@ -123,4 +123,7 @@ class AdvisoryLock:
     def release(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            # The server ends a closed connection when it gets to it, and its locks with it.
+            with suppress(sa.exc.DBAPIError):
+                connection.execute(sa.select(sa.func.pg_advisory_unlock(self._key)))
             connection.close()

@@ -239,12 +239,19 @@ class Database:
                     cursor.fetchall()
 
     def close(self) -> None:
+        """Close the connections that nobody uses now, and each other one at the end of its use."""
+        # The pool that is left behind would keep those that come back to it, open for good.
+        event.listen(self.engine, "checkin", _close_late)
         self.engine.dispose()
 
     def _tell(self, change: Change) -> None:
         for wanted, listener in self._listeners:
             if wanted is change:
                 listener()
+
+
+def _close_late(_connection: object, record: sa.pool.ConnectionPoolEntry) -> None:
+    record.invalidate()
 
 
 def _note_keys(session: Session, _context: object) -> None:

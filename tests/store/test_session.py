@@ -108,6 +108,18 @@ def test_what_a_reader_changes_is_thrown_away(database: Database) -> None:
         assert uow.jobs.get(job.id).reason != "changed"
 
 
+def test_a_connection_in_use_while_the_database_is_closed_is_closed_after_it(
+    database: Database,
+) -> None:
+    with database.engine.connect() as used:
+        own = used.connection.dbapi_connection
+        assert own is not None
+        database.close()
+        assert used.execute(sa.select(1)).scalar_one() == 1
+    with pytest.raises(Exception, match="closed"):
+        own.cursor().execute("SELECT 1")
+
+
 def test_times_come_back_aware_and_in_utc_to_the_microsecond(database: Database) -> None:
     before = utc_now()
     with database.begin() as uow:

@@ -215,7 +215,9 @@ def test_a_client_that_reads_no_more_of_an_answer_is_cut_off(echo: Echo) -> None
         for client in (reader, idle):
             client.sendall(get("/endless-answer"))
             assert client.recv(1)
+        give_up_s = time.monotonic() + PATIENCE_S
         while not echo.gone.is_set():
+            assert time.monotonic() < give_up_s, "nobody was cut off"
             assert reader.recv(2**20)
             time.sleep(0.001)
         assert read_all(idle)

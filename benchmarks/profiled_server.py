@@ -42,7 +42,7 @@ from tuner.load.driver import run_load
 from tuner.load.http_target import HttpTarget
 from tuner.servers.command import ServerCommand
 from tuner.servers.process import ServerProcess, free_port
-from tuner.servers.profile import Asked, joined, profile_server
+from tuner.servers.profile import ServerProfileSpec, joined, profile_server
 from tuner.workload.parse import parse_workload
 
 # Plan, sequences and tokens of a step; the first of a plan is the one that is profiled.
@@ -143,7 +143,7 @@ class Bench:
     def _write_profile(self, plan: str, url: str, settings: Settings) -> None:
         model = self.model
         profile = profile_server(
-            Asked(
+            ServerProfileSpec(
                 url=url,
                 system="vllm",
                 model=model,

@@ -16,7 +16,7 @@ import numpy as np
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.sla import Sla
-from tuner.capacity.probe import Asked
+from tuner.capacity.probe import CapacityQuestion
 from tuner.capacity.search import GRID
 from tuner.capacity.table import NUM_DRAWS, Standing, entry_of, table_of
 from tuner.described.node import Node
@@ -95,7 +95,7 @@ def find_table(asked: Replicas) -> CapacityTable:
 
 def _entry(asked: Replicas, replicas: int, start: float) -> CarriedRate | None:
     settings = asked.settings(replicas)
-    question = Asked(
+    question = CapacityQuestion(
         settings=settings,
         run_on=lambda workload, scale, progress: asked.node.simulate(
             settings, workload, step_scale=scale, on_progress=progress

@@ -20,7 +20,7 @@ from engine.spec.settings import Caps, Settings
 from gearshift import capacity, simulate
 from policies.capacity_table import CapacityTable, cheapest
 from policies.sla import Sla
-from tuner.capacity.probe import Asked
+from tuner.capacity.probe import CapacityQuestion
 from tuner.capacity.table import Standing, entry_of, table_of
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
@@ -196,7 +196,7 @@ def _table(node: Node) -> CapacityTable:
     """What one replica carries is searched, and taken times their number: they share nothing."""
     sample = parse_workload(f"poisson:rate=1,seconds=120,{DAY_LENGTHS}", seed=1)
     settings = Settings(plan=ParallelPlan(), caps=DAY_CAPS)
-    asked = Asked(
+    asked = CapacityQuestion(
         settings=settings,
         run_on=lambda workload, scale, progress: node.simulate(
             settings, workload, step_scale=scale, on_progress=progress

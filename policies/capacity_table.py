@@ -176,29 +176,22 @@ def undominated(entries: Iterable[CarriedRate]) -> tuple[CarriedRate, ...]:
 
 
 def cheapest(
-    table: CapacityTable,
-    rate_rps: float,
-    *,
-    headroom: float = 0.0,
-    most_devices: int | None = None,
+    table: CapacityTable, rate_rps: float, *, most_devices: int | None = None
 ) -> CarriedRate | None:
-    """The entry with fewest devices whose low end carries ``rate_rps`` and a share of
-    ``headroom`` on top (0.2: a fifth more); None: none within ``most_devices`` does.
+    """The entry with fewest devices whose low end carries ``rate_rps``; None: none within
+    ``most_devices`` does.
 
     It is the low end and not the rate itself, because at the rate half of all draws would miss the
     SLA.
 
     Raises:
-        PolicyInputError: a rate or headroom below 0, or no number.
+        PolicyInputError: a rate below 0, or no number.
     """
-    if not (0 <= rate_rps < math.inf and 0 <= headroom < math.inf):
-        raise PolicyInputError(
-            f"rate {rate_rps} requests/s with headroom {headroom}: both must be at least 0"
-        )
-    needed = rate_rps * (1 + headroom)
+    if not 0 <= rate_rps < math.inf:
+        raise PolicyInputError(f"rate {rate_rps} requests/s: must be at least 0")
     for entry in table.entries:
         if most_devices is not None and entry.num_devices > most_devices:
             return None
-        if entry.low_rps >= needed:
+        if entry.low_rps >= rate_rps:
             return entry
     return None

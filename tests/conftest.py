@@ -18,9 +18,13 @@ from tests.postgres import (
     missing_reason,
     running_cluster,
 )
+from tests.servers import ending_at_once
 
 # How long a case takes says nothing where other work runs beside it: timings never decide a test.
-settings.register_profile("gearshift", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Every run draws other examples: half of the usual hundred, where a test does not say how many.
+settings.register_profile(
+    "gearshift", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("gearshift")
 
 
@@ -44,6 +48,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_end_at_once() -> Iterator[None]:
+    with ending_at_once():
+        yield
 
 
 @pytest.fixture(scope="session")

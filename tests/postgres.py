@@ -123,8 +123,8 @@ def running_cluster(
     where = f"-c listen_addresses='' -k {folder}"
     if port is not None:
         where = f"-c listen_addresses=127.0.0.1 -p {port} -k ''"
-    options = f"{where} -c max_connections=60"
-    options += "" if is_durable else " -c fsync=off"
+    options = f"{where} -c max_connections=60 -c autovacuum=off"
+    options += "" if is_durable else " -c fsync=off -c full_page_writes=off"
     try:
         _run([str(binaries / "initdb"), "-D", str(data), "-U", SYSTEM_USER, "-A", "trust", "-N"])
         start = [*pg_ctl, "-o", options, "-l", str(folder / "log"), "start"]

@@ -189,10 +189,10 @@ def test_a_tuning_target_of_a_package_is_named_as_the_engine(
 def test_trials_run_on_the_target_of_a_package(
     installed: Install, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.api.cli.served import PACED, serving
+    from tests.api.cli.served import ALONE, PACED, serving
 
     installed("running_engine")
-    with serving("--model", model_dir, *PACED) as served:
+    with serving("--model", model_dir, *PACED, *ALONE) as served:
         monkeypatch.setenv("RUNNING_ENGINE_URL", served.ready["url"])
         asked = spec(model_dir)
         done = run(

@@ -8,12 +8,11 @@ from typing import Any
 from engine.spec.settings import Caps, Settings
 from policies.sla import Sla
 from tuner.capacity.document import capacity_json
-from tuner.capacity.probe import Asked
+from tuner.capacity.probe import CapacityQuestion
 from tuner.capacity.search import find_capacity
 from tuner.described.document import node_json, node_warnings
 from tuner.described.parse import check_rungs, check_served, describe_node
-from tuner.described.title import Asked as Told
-from tuner.described.title import Title
+from tuner.described.title import Asked, Title
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
 
@@ -45,8 +44,8 @@ def found_capacity(question: Json) -> Json:
             "with requests= or seconds="
         )
     sla = Sla.parse(question["sla"])
-    asked = Asked.of_node(node, settings, workload, sla, seed=question["seed"])
-    told = Told(model=question["model"], workload=workload, sla=sla, seed=question["seed"])
+    asked = CapacityQuestion.of_node(node, settings, workload, sla, seed=question["seed"])
+    told = Asked(model=question["model"], workload=workload, sla=sla, seed=question["seed"])
     return capacity_json(
         find_capacity(asked, num_draws=question["draws"]),
         workload=workload,

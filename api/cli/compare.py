@@ -51,7 +51,7 @@ class Comparing:
 class Where:
     """What is compared on, and how its answer is told."""
 
-    question: comparing.Question
+    question: comparing.ComparisonQuestion
     steps: StepSource
     title: Title
     origin: dict[str, Any]
@@ -127,7 +127,9 @@ def compare(
         end_not_met()
 
 
-def _run(question: comparing.Question, jobs: Jobs) -> tuple[tuple[comparing.Runs, ...], int]:
+def _run(
+    question: comparing.ComparisonQuestion, jobs: Jobs
+) -> tuple[tuple[comparing.Runs, ...], int]:
     """The runs, and of how many draws they are: fewer than asked after Ctrl-C."""
     from tuner.comparison.compare import ComparisonStopped, compare
 
@@ -152,7 +154,7 @@ def _where(asked: Question, place: Place, machine: LocalMachine, comparing: Comp
 def _described(asked: Question, hardware: str, comparing: Comparing) -> Where:
     from api.cli.common import fail
     from engine.spec.settings import Settings
-    from tuner.comparison.compare import Question as Compared
+    from tuner.comparison.compare import ComparisonQuestion
     from tuner.comparison.engines import ComparedNode
     from tuner.described.document import node_json
     from tuner.described.steps import NodeSteps
@@ -167,7 +169,7 @@ def _described(asked: Question, hardware: str, comparing: Comparing) -> Where:
     origin = node_json(node, settings, asked.model)
     del origin["memory"]
     return Where(
-        question=Compared(
+        question=ComparisonQuestion(
             engine=ComparedNode(node=replace(node), seed=asked.seed, keeps_prefixes=keeps_prefixes),
             load=asked.workload,
             sla=asked.sla,
@@ -183,7 +185,7 @@ def _described(asked: Question, hardware: str, comparing: Comparing) -> Where:
 
 
 def _here(asked: Question, machine: LocalMachine, comparing: Comparing) -> Where:
-    from tuner.comparison.compare import Question as Compared
+    from tuner.comparison.compare import ComparisonQuestion
     from tuner.comparison.engines import ComparedMachine
     from tuner.described.document import model_json
     from tuner.described.steps import MachineSteps
@@ -193,7 +195,7 @@ def _here(asked: Question, machine: LocalMachine, comparing: Comparing) -> Where
     model = known.step_model
     count = comparing.devices or model.max_ranks
     return Where(
-        question=Compared(
+        question=ComparisonQuestion(
             engine=ComparedMachine(machine=known, seed=asked.seed),
             load=asked.workload,
             sla=asked.sla,

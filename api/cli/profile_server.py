@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine.spec.settings import Caps
     from tuner.described.server_profile import ProfiledPlan, ServerProfile
     from tuner.servers.command import ServerCommand
-    from tuner.servers.profile import Asked, OnEvent
+    from tuner.servers.profile import OnEvent, ServerProfileSpec
 
 VLLM, OWN = "vllm", "gearshift"
 DEFAULT_PLAN = "tp=1"
@@ -101,7 +101,7 @@ class ProfiledServer:
         """
         from engine.spec.plan import parse_plan
         from tuner.described.parse import read_rank_dtype
-        from tuner.servers.profile import Asked, joined, profile_server
+        from tuner.servers.profile import ServerProfileSpec, joined, profile_server
         from tuner.work.models import load_model
 
         if model is None:
@@ -114,7 +114,7 @@ class ProfiledServer:
         self._check_url(plans)
         system = self.engine or self._told_system()
         asked = [
-            Asked(
+            ServerProfileSpec(
                 url=self.url or "",
                 system=system,
                 model=shape,
@@ -166,7 +166,9 @@ class ProfiledServer:
         )
         return named.over(usual)
 
-    def _started(self, model: Path, asked: list[Asked], say: OnEvent) -> Iterator[ServerProfile]:
+    def _started(
+        self, model: Path, asked: list[ServerProfileSpec], say: OnEvent
+    ) -> Iterator[ServerProfile]:
         from tuner.servers.command import DEFAULT_START_TIMEOUT_S
         from tuner.servers.profile import profile_started
 
@@ -176,7 +178,7 @@ class ProfiledServer:
             say(f"starting {command.system} with {each.plan}")
             yield profile_started(each, command, start_timeout_s=limit_s, on_event=say)
 
-    def _command(self, model: Path, asked: Asked) -> ServerCommand:
+    def _command(self, model: Path, asked: ServerProfileSpec) -> ServerCommand:
         from tuner.hardware import Precision
         from tuner.servers.command import ServerCommand, read_system
 

@@ -11,18 +11,24 @@ from pathlib import Path
 
 from engine.kernels import native_build
 
-FOLDER = Path(__file__).parent
-SOURCE = native_build.NativeSource(
-    name="packed_few",
-    main=FOLDER / "packed_few.cpp",
-    parts=(
-        *FOLDER.glob("few_*.h"),
-        *FOLDER.glob("int8_*.h"),
-        *(FOLDER.parent / "kernels" / "cpu").glob("*.h"),
-    ),
-    flags=native_build.TUNED_FLAGS,
-    is_tuned=True,
-)
+
+def packed_source(name: str) -> native_build.NativeSource:
+    """The library of ``NAME.cpp`` beside this file; those of packed weights share their headers."""
+    folder = Path(__file__).parent
+    return native_build.NativeSource(
+        name=name,
+        main=folder / f"{name}.cpp",
+        parts=(
+            *folder.glob("few_*.h"),
+            *folder.glob("int8_*.h"),
+            *(folder.parent / "kernels" / "cpu").glob("*.h"),
+        ),
+        flags=native_build.TUNED_FLAGS,
+        is_tuned=True,
+    )
+
+
+SOURCE = packed_source("packed_few")
 
 
 def build_few_rows() -> None:

@@ -7,23 +7,12 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from pathlib import Path
 
 from engine.kernels import native_build
+from engine.parallel.few_rows_library import packed_source
 from engine.spec.model import DType, ModelConfig
 
-FOLDER = Path(__file__).parent
-SOURCE = native_build.NativeSource(
-    name="packed_int8",
-    main=FOLDER / "packed_int8.cpp",
-    parts=(
-        *FOLDER.glob("few_*.h"),
-        *FOLDER.glob("int8_*.h"),
-        *(FOLDER.parent / "kernels" / "cpu").glob("*.h"),
-    ),
-    flags=native_build.TUNED_FLAGS,
-    is_tuned=True,
-)
+SOURCE = packed_source("packed_int8")
 
 
 @cache

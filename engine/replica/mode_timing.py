@@ -146,12 +146,11 @@ def time_modes(
     max_tokens: int,
     fingerprint: str,
     device: str,
-    budget_s: float = BUDGET_S,
     check: Callable[[], None] = lambda: None,
 ) -> ModeTable:
     """Run steps of ``sizes`` in every mode, every fourth size first, and take the quickest.
 
-    A size that may take longer than ``budget_s`` leaves is not timed: its times follow from its
+    A size that may take longer than ``BUDGET_S`` leaves is not timed: its times follow from its
     neighbours'. Two sizes always are. The steps leave nothing behind: requests start their slots
     anew, and write a KV block before they read it.
     """
@@ -159,7 +158,7 @@ def time_modes(
     times: dict[int, dict[Mode, float]] = {}
     spent_s: dict[int, float] = {}
     for size in _coarse_first(sizes):
-        if len(times) >= 2 and stopwatch.total_s + _most_s(size, spent_s) > budget_s:
+        if len(times) >= 2 and stopwatch.total_s + _most_s(size, spent_s) > BUDGET_S:
             continue
         begun_s = stopwatch.total_s
         times[size] = _time_size(stopwatch, steps, plan, min(size, max_tokens))

@@ -13,7 +13,6 @@ from api.web.settings import ServiceSettings
 from engine.models.create import create_model
 from migrations.runner import upgrade
 from store import Database
-from tests.api.servers import serve
 from tests.deploy.queries import metrics_in, queries, rules
 from tests.engine.nvml.engines import gpus, monitor_of
 from tests.engine.nvml.fake_nvml import FakeNvml
@@ -21,6 +20,7 @@ from tests.engine.server.conftest import (
     serving,
     simulated_engine,
 )
+from tests.servers import serve
 from tests.waiting import wait_until
 
 TYPE = re.compile(r"^# TYPE (\S+) (\w+)$", re.MULTILINE)

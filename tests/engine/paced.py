@@ -39,7 +39,7 @@ class Collector:
             self.is_done.set()
 
     def wait(self) -> Collector:
-        assert self.is_done.wait(20), "the request never ended"
+        assert self.is_done.wait(60), "the request never ended"
         return self
 
     @property

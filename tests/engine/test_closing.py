@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from engine.engine import Engine
+from engine.executors.protocol import ExecutorInfo
+from engine.executors.simulated import SimulatedExecutor
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import RankError
 from engine.spec.plan import ParallelPlan
@@ -87,8 +89,14 @@ def test_closing_ends_the_start_of_ranks_that_replace_a_failed_one(config: Engin
 
 
 def test_closing_does_not_wait_for_paced_ranks_that_take_their_time(
-    paced_model_dir: Path,
+    paced_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    start, has_begun = SimulatedExecutor.start, threading.Event()
+
+    def begin(executor: SimulatedExecutor) -> ExecutorInfo:
+        has_begun.set()
+        return start(executor)
+
     paced = EngineConfig(
         model_dir=paced_model_dir,
         executor=ExecutorKind.SIMULATED,
@@ -100,9 +108,10 @@ def test_closing_does_not_wait_for_paced_ranks_that_take_their_time(
         ThreadPoolExecutor() as threads,
         Engine(paced, timer_factory=ConstantTimer) as engine,
     ):
+        monkeypatch.setattr(SimulatedExecutor, "start", begin)
         wanted = replace(engine.policy, settings=replace(engine.settings, plan=ParallelPlan(dp=2)))
         change = threads.submit(engine.apply, wanted)
-        time.sleep(0.3)
+        assert has_begun.wait(60)
         assert not change.done()
         engine.close()
         with pytest.raises(RankError, match="ended while it started"):

@@ -28,7 +28,7 @@ def overloads(draw: st.DrawFn) -> FluidQueue:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(overloads())
 def test_under_any_overload_most_of_those_let_in_soon_meet_the_sla_and_hardly_any_room_is_left(
     queue: FluidQueue,

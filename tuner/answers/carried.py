@@ -15,7 +15,7 @@ from tuner.answers.cases import Case, Question
 from tuner.answers.simulated import case_of
 from tuner.answers.words import question_of
 from tuner.capacity.document import capacity_json, capacity_lines
-from tuner.capacity.probe import Asked
+from tuner.capacity.probe import CapacityQuestion
 from tuner.capacity.search import (
     NUM_DRAWS,
     Capacity,
@@ -39,7 +39,7 @@ class Carried(Answer):
 
     question: Question
     case: Case
-    asked: Asked
+    asked: CapacityQuestion
     found: Capacity
     is_interrupted: bool = False
 
@@ -117,7 +117,7 @@ def carried(
         TunerError: a workload without a rate.
         CarriedStopped: Ctrl-C, when some load was looked at; before that KeyboardInterrupt.
     """
-    asked = Asked(
+    asked = CapacityQuestion(
         settings=case.settings,
         run_on=case.run_on,
         workload=question.workload,

@@ -35,7 +35,7 @@ LEAST_REQUESTS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class CapacityQuestion:
     """The question: which load of ``workload`` ``settings``, run by ``run_on``, carry within
     ``sla``.
 
@@ -51,7 +51,7 @@ class Asked:
     @classmethod
     def of_node(
         cls, node: Node, settings: Settings, workload: Workload, sla: Sla, *, seed: int
-    ) -> Asked:
+    ) -> CapacityQuestion:
         """What ``settings`` on the node carry, by simulation."""
 
         def run_on(load: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
@@ -87,7 +87,7 @@ class Probe:
         return 0.0 if found is None else found.value
 
 
-def probe(asked: Asked, factor: float, draw: int) -> Probe:
+def probe(asked: CapacityQuestion, factor: float, draw: int) -> Probe:
     """Simulate one draw at one rate."""
     load = load_at(asked, factor, draw)
     point = point_under(asked, load)
@@ -101,7 +101,7 @@ def probe(asked: Asked, factor: float, draw: int) -> Probe:
     )
 
 
-def point_under(asked: Asked, load: Workload) -> OperatingPoint:
+def point_under(asked: CapacityQuestion, load: Workload) -> OperatingPoint:
     """How the settings stand under ``load``. The interval comes from a second run with slower
     steps, which a run that misses the SLA does not need: it has no chance of ``MIN_CHANCE``."""
     value = _flat(asked, load, 1.0)
@@ -112,13 +112,13 @@ def point_under(asked: Asked, load: Workload) -> OperatingPoint:
     return point
 
 
-def load_at(asked: Asked, factor: float, draw: int) -> Workload:
+def load_at(asked: CapacityQuestion, factor: float, draw: int) -> Workload:
     """The workload at ``factor`` times its load."""
     least = min(LEAST_REQUESTS, len(asked.workload))
     return stretch(asked.workload, factor, seed=draw, least=least)
 
 
-def _flat(asked: Asked, load: Workload, step_scale: float) -> dict[str, float]:
+def _flat(asked: CapacityQuestion, load: Workload, step_scale: float) -> dict[str, float]:
     result = asked.run_on(load, step_scale, lambda *_: None)
     return flat_metrics(result.measurement, asked.sla)
 

@@ -21,7 +21,7 @@ import numpy as np
 from policies.constraint import Constraint
 from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
-from tuner.capacity.probe import Asked, Probe, probe
+from tuner.capacity.probe import CapacityQuestion, Probe, probe
 from tuner.spec.errors import TunerError
 from tuner.workload.judged import check_judged
 from tuner.workload.workload import FloatArray, Workload
@@ -88,7 +88,7 @@ class CapacityStopped(KeyboardInterrupt):
 
 
 def find_capacity(
-    asked: Asked,
+    asked: CapacityQuestion,
     *,
     num_draws: int = NUM_DRAWS,
     start: float = 1.0,
@@ -116,7 +116,7 @@ def find_capacity(
 
 
 def _search(
-    asked: Asked,
+    asked: CapacityQuestion,
     seen: dict[tuple[float, int], Probe],
     num_draws: int,
     start: float,
@@ -257,7 +257,7 @@ def _carried(probes: Sequence[Probe]) -> float | None:
     return max(good, default=None)
 
 
-def _open_ended(good: float | None, probes: tuple[Probe, ...], asked: Asked) -> Capacity:
+def _open_ended(good: float | None, probes: tuple[Probe, ...], asked: CapacityQuestion) -> Capacity:
     missing = [p for p in probes if not p.is_dependable]
     return Capacity(
         factor=good,

@@ -20,7 +20,7 @@ from policies.capacity_table import CapacityTable, CarriedRate, undominated
 from policies.points import INTERVAL_Z
 from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
-from tuner.capacity.probe import Asked
+from tuner.capacity.probe import CapacityQuestion
 from tuner.capacity.search import BRACKET_RATIO, TIGHTER, bracket, edge, find_capacity
 from tuner.spec.errors import TunerError
 from tuner.workload.workload import Workload
@@ -143,7 +143,7 @@ def check_has_table(workload: Workload) -> float:
 
 
 def entry_of(
-    asked: Asked, standing: Standing, joules_at: Callable[[float], float | None]
+    asked: CapacityQuestion, standing: Standing, joules_at: Callable[[float], float | None]
 ) -> CarriedRate | None:
     """The rate with its interval; None if the draws together carry no load.
 

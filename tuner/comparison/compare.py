@@ -63,7 +63,7 @@ class Runs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ComparisonQuestion:
     """What is compared: on ``num_devices``, under ``caps``, by ``num_draws`` draws of ``load``."""
 
     engine: Compared
@@ -95,7 +95,7 @@ class ComparisonStopped(KeyboardInterrupt):
 
 
 def compare(
-    question: Question, *, jobs: Jobs = 1, on_progress: OnComparing = lambda *_: None
+    question: ComparisonQuestion, *, jobs: Jobs = 1, on_progress: OnComparing = lambda *_: None
 ) -> tuple[Runs, ...]:
     """The runs of every case, those that cannot run included.
 
@@ -114,7 +114,7 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True)
 class _Runner:
-    question: Question
+    question: ComparisonQuestion
     workers: Workers
     on_progress: OnComparing
 
@@ -189,7 +189,7 @@ def _runs(
     return tuple(runs)
 
 
-def _run(question: Question, task: Task) -> Found:
+def _run(question: ComparisonQuestion, task: Task) -> Found:
     """One run's numbers, and whether it meets the SLA."""
     settings, is_oracle, draw = task
     load = stretch(question.load, 1.0, seed=draw)
@@ -270,7 +270,7 @@ def _shift_cases(runner: _Runner) -> list[Case]:
     ]
 
 
-def _ruled(question: Question, plan: ParallelPlan) -> list[Settings]:
+def _ruled(question: ComparisonQuestion, plan: ParallelPlan) -> list[Settings]:
     engine = question.engine
     return ruled_settings(plan, engine.timer(plan), question.caps, has_rungs=engine.has_rungs)
 

@@ -10,7 +10,7 @@ from typing import Any
 from engine.spec.modes import TABLE
 from policies.paired import Change, paired_change
 from policies.report import finite
-from tuner.comparison.compare import Kind, Question, Runs
+from tuner.comparison.compare import ComparisonQuestion, Kind, Runs
 from tuner.comparison.metrics import mean_score, metric_keys, metric_name
 
 SCHEMA = "comparison/v1"
@@ -21,7 +21,7 @@ ORACLE = (
 
 
 def comparison_json(
-    question: Question,
+    question: ComparisonQuestion,
     runs: Sequence[Runs],
     *,
     seed: int,
@@ -139,7 +139,7 @@ def _best_json(able: Sequence[Runs], key: str, *, is_less: bool) -> dict[str, An
     }
 
 
-def _warnings(question: Question) -> list[str]:
+def _warnings(question: ComparisonQuestion) -> list[str]:
     if len(question.load) < 2 or (question.load.closed is None and question.load.span_s == 0):
         return ["all requests come at once, so all draws are alike: there is no noise to judge by"]
     return []

@@ -18,7 +18,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.points import OperatingPoint
-from tuner.capacity.probe import Asked, load_at
+from tuner.capacity.probe import CapacityQuestion, load_at
 from tuner.capacity.search import limits_of
 from tuner.capacity.table import (
     Standing,
@@ -141,11 +141,13 @@ def _passes_of(question: Question, node: Node) -> Callable[[Settings, float], bo
     return passes
 
 
-def _asked(question: Question, node: Node, settings: Settings) -> Asked:
-    return Asked.of_node(node, settings, question.workload, question.sla, seed=question.seed)
+def _asked(question: Question, node: Node, settings: Settings) -> CapacityQuestion:
+    return CapacityQuestion.of_node(
+        node, settings, question.workload, question.sla, seed=question.seed
+    )
 
 
-def _joules(asked: Asked, node: Node, factor: float) -> float | None:
+def _joules(asked: CapacityQuestion, node: Node, factor: float) -> float | None:
     """Estimated joules of all devices of the plan for each request that ended."""
     if not node.has_device:
         return None

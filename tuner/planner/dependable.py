@@ -10,7 +10,7 @@ from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from policies.verdict import is_dependable, meets_in_run
-from tuner.capacity.probe import Asked, Run, point_under
+from tuner.capacity.probe import CapacityQuestion, Run, point_under
 from tuner.described.document import estimates_of
 from tuner.described.node import Node
 from tuner.planner.bounds import CertainMissError, LateWatch, backlog_reason
@@ -45,7 +45,7 @@ def _is_backlogged(node: Node, plan: ParallelPlan, load: Workload, sla: Sla) -> 
     return backlog_reason(node.timer(plan), plan, load, sla, node.computed_tokens(load)) is not None
 
 
-def dependable_under(asked: Asked, node: Node, load: Workload) -> OperatingPoint | None:
+def dependable_under(asked: CapacityQuestion, node: Node, load: Workload) -> OperatingPoint | None:
     """The point of the settings if they are dependable under ``load``, else None. A run ends as
     soon as its miss is certain."""
     plan = asked.settings.plan

@@ -13,7 +13,7 @@ from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.verdict import is_dependable
 from tuner.capacity.learned import below, corrected
-from tuner.capacity.probe import Asked, Run, load_at, point_under
+from tuner.capacity.probe import CapacityQuestion, Run, load_at, point_under
 from tuner.capacity.search import limits_of
 from tuner.capacity.table import (
     MOST_NEAR,
@@ -184,11 +184,11 @@ def _passes(context: TuningContext, settings: Settings, factor: float) -> bool:
     return is_dependable(point_under(asked, load_at(asked, factor, 0)), context.sla)
 
 
-def _asked(context: TuningContext, settings: Settings) -> Asked:
+def _asked(context: TuningContext, settings: Settings) -> CapacityQuestion:
     def run_on(load: Workload, step_scale: float, _: OnProgress) -> Run:
         return context.simulator.result(settings, load, StepScale().times(step_scale))
 
-    return Asked(
+    return CapacityQuestion(
         settings=settings,
         run_on=run_on,
         workload=context.workload,

@@ -57,7 +57,7 @@ OnEvent = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ServerProfileSpec:
     """How to profile a running server at ``url`` for about ``seconds``: it serves ``model`` under
     ``plan`` with ``caps``, which only whoever started it knows. ``api_key``: what it asks of its
     callers, if anything."""
@@ -81,7 +81,9 @@ class Asked:
             )
 
 
-def profile_server(asked: Asked, *, on_event: OnEvent = lambda _: None) -> ServerProfile:
+def profile_server(
+    asked: ServerProfileSpec, *, on_event: OnEvent = lambda _: None
+) -> ServerProfile:
     """Look at the server, fit its step times, and check them by a load that the fit never saw.
 
     Raises:
@@ -144,7 +146,7 @@ def joined(profiles: Sequence[ServerProfile]) -> ServerProfile:
 class _Server:
     """The server, and what it tells of itself."""
 
-    asked: Asked
+    asked: ServerProfileSpec
     url: str = field(init=False)
     name: str = field(init=False)
     max_model_len: int = field(init=False)
@@ -281,7 +283,7 @@ def check_spec(known: ProfiledPlan, requests: int) -> str:
 
 
 def profile_started(
-    asked: Asked,
+    asked: ServerProfileSpec,
     command: ServerCommand,
     *,
     start_timeout_s: float = DEFAULT_START_TIMEOUT_S,

@@ -16,6 +16,8 @@ import psutil
 FRONT_MODULE = "engine.server.front.process"
 COMMAND = (sys.executable, "-m", "api.cli.main", "engine", "serve", "--port", "0")
 PACED = ("--paced", "1xh200", "--dtype", "bfloat16")
+# For what does not depend on who speaks HTTP: a front takes a second of a core to start.
+ALONE = ("--frontends", 0)
 
 
 @dataclass(frozen=True, kw_only=True)

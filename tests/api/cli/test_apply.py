@@ -20,7 +20,7 @@ from api.web.settings import ServiceSettings
 from engine.spec.settings import Settings
 from store import Database
 from tests.api.cli.conftest import Run
-from tests.api.cli.served import PACED, serving
+from tests.api.cli.served import ALONE, PACED, serving
 from tests.api.conftest import ADMIN
 from tests.api.live import running_service
 from tests.api.worlds import CALM, add_recommendation, engine_body
@@ -31,7 +31,7 @@ SLA = "p95_ttft_ms<=2000"
 
 
 # The fastest plan needs both: a dry run refuses what the engine has no devices for.
-TWO_DEVICES = ("--paced", "2xh200", "--dtype", "bfloat16", "--paced-start-s", 0)
+TWO_DEVICES = ("--paced", "2xh200", "--dtype", "bfloat16", "--paced-start-s", 0, *ALONE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +79,20 @@ def reports(kept: Reports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 
 
 def test_an_engine_is_served_from_every_kind_of_answer(reports: Reports) -> None:
-    rehearsal = ("--paced", "2xh200", "--frontends", 0)  # a front knows nothing of answers
-    cheapest, fastest = (reports.planned[role]["settings"] for role in ("cheapest", "fastest"))
     for words, settings in (
-        ((reports.plan,), cheapest),
-        ((reports.plan, "--choice", "fastest"), fastest),
+        ((reports.plan, "--choice", "fastest"), reports.planned["fastest"]["settings"]),
         ((reports.tune,), reports.tuned),
         ((reports.recommendation_id,), reports.tuned),
     ):
-        with serving("--from", *words, *rehearsal) as served:
+        with serving("--from", *words, "--paced", "2xh200", *ALONE) as served:
             policy = served.http.get("/v1/engine/policy").json()
             assert {key: policy[key] for key in settings} == settings
             assert served.ready["paced"] == "2xh200"
 
 
 def test_the_command_line_wins_over_the_answer(reports: Reports) -> None:
-    words = ("--choice", "cheapest", "--from", reports.plan, "--paced", "2xh200", "-tp", 2)
-    with serving(*words, "--max-num-seqs", 16) as served:
+    words = ("--from", reports.plan, "--paced", "2xh200", "-tp", 2)  # the cheapest by default
+    with serving(*words, "--max-num-seqs", 16, *ALONE) as served:
         policy = served.http.get("/v1/engine/policy").json()
     assert policy["plan"]["tp"] == 2
     assert policy["caps"]["max_num_seqs"] == 16
@@ -141,7 +138,7 @@ def test_caps_that_an_engine_was_not_started_for_are_refused_with_the_way_out(
     document = json.loads(reports.plan.read_text())
     document["best"]["cheapest"]["settings"]["caps"]["max_num_seqs"] = 100_000
     reports.plan.write_text(json.dumps(document))
-    with serving("--model", tiny_dir, *PACED, "--api-key", "k") as served:
+    with serving("--model", tiny_dir, *PACED, *ALONE, "--api-key", "k") as served:
         url = served.ready["url"]
         locked = run("apply", reports.plan, "--engine", url)
         monkeypatch.setenv("GEARSHIFT_ENGINE_KEY", "k")
@@ -188,7 +185,7 @@ def test_an_engine_is_served_from_a_recommendation_at_a_control_plane(
     with running_service(settings) as url:
         source = f"{url}/v1/recommendations/{recommendation_id}"
         words = ("--from", source, "--model", tiny_dir, "--paced", "8xh200", "--dtype", "bf16")
-        with serving(*words) as served:
+        with serving(*words, *ALONE) as served:
             policy = served.http.get("/v1/engine/policy").json()
     assert policy["caps"] == CALM.to_json()["caps"]
 

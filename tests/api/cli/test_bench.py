@@ -21,13 +21,13 @@ from engine.server.defaults import SamplingDefaults
 from engine.spec.config import EngineConfig
 from engine.spec.plan import ParallelPlan
 from engine.text.tokenizer import Tokenizer
-from tests.api.servers import serve
 from tests.engine.nvml.engines import monitor_of
 from tests.engine.nvml.fake_nvml import FakeGpu, FakeNvml
 from tests.engine.server.conftest import (
     serving,
     simulated_engine,
 )
+from tests.servers import serve
 from tests.tuner.pictures.pages import names, read_page
 from tests.waiting import wait_until
 

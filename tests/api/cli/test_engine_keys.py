@@ -12,7 +12,7 @@ from api.clients.client import Client
 from api.web.settings import ServiceSettings
 from store import Database
 from tests.api.cli.conftest import Run
-from tests.api.cli.served import PACED, serving
+from tests.api.cli.served import ALONE, PACED, serving
 from tests.api.conftest import ADMIN
 from tests.api.live import (
     running_service,
@@ -51,7 +51,7 @@ def test_a_control_key_need_not_stand_in_any_arguments(
 
 
 def test_keys_in_arguments_are_warned_about(service: str, tiny_dir: Path) -> None:
-    words = ("--model", tiny_dir, *PACED, "--api-key", "k", "--control", service)
+    words = ("--model", tiny_dir, *PACED, *ALONE, "--api-key", "k", "--control", service)
     with serving(*words, "--control-key", ADMIN) as served:
         _wait_until_joined(service)
         assert served.process.stderr is not None
@@ -77,7 +77,7 @@ def test_a_key_file_without_a_key_is_a_mistake(
 
 def test_beyond_this_machine_the_knobs_are_closed_without_a_key(tiny_dir: Path) -> None:
     words = ("--model", tiny_dir, *PACED, "--host", "0.0.0.0", "--served-model-name", "tiny")
-    with serving(*words) as served:
+    with serving(*words, *ALONE) as served:
         body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
         assert served.http.post("/v1/completions", json=body).status_code == 200
         assert served.http.get("/v1/engine/policy").status_code == 403

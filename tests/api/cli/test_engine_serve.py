@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.cli.conftest import Run
-from tests.api.cli.served import COMMAND, Served, serving
+from tests.api.cli.served import ALONE, COMMAND, Served, serving
 from tests.collector import collecting
 
 
@@ -179,7 +179,7 @@ def test_an_engine_serves_whatever_its_control_plane_does(tiny_dir: Path) -> Non
         nobody.bind(("127.0.0.1", 0))
         control = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "bfloat16")
-        with serving(*words, "--control", control, "--name", "e1") as served:
+        with serving(*words, *ALONE, "--control", control, "--name", "e1") as served:
             body = {"model": "tiny", "prompt": "x", "max_tokens": 4}
             reply = served.http.post("/v1/completions", json=body)
             assert reply.json()["usage"]["completion_tokens"] == 4
@@ -194,7 +194,7 @@ def test_a_shift_plan_without_a_threshold_is_measured_and_one_with_it_is_obeyed(
 ) -> None:
     words = ("--model", tiny_dir, "--paced", "4xh200", "--dtype", "bfloat16")
     words += ("--plan", "sp=2,tp=2,shift", "--mode-table", tmp_path / "tables")
-    with serving(*words, "--no-overlap", "--no-prefix-cache") as served:
+    with serving(*words, *ALONE, "--no-overlap", "--no-prefix-cache") as served:
         found = served.http.get("/v1/engine/mode-table").json()
         assert found["mode"] == "table"
         stored = [json.loads(path.read_text()) for path in (tmp_path / "tables").iterdir()]

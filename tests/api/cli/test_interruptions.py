@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-LOAD = "poisson:rate=50,input=900,output=400,seconds=3000"
+LOAD = "poisson:rate=50,input=900,output=400,seconds=1000"
 NODE = ("--model", "llama-3.1-70b", "--hardware", "8xh200", "--workload", LOAD)
 # Stopped, tune still says what it found, which takes as long as its workload is.
 SHORT = ("--model", "llama-3.1-8b", "--hardware", "2xh200", "--devices", "2", "--workload",
@@ -24,7 +24,11 @@ LOCAL = ("--workload", "poisson:rate=4,input=64,output=32,seconds=10")
     [
         (("simulate", *NODE, "--plan", "tp=8", "--backend", "gearshift"), "warning: Gearshift"),
         (("plan", *NODE, *SLA, "--jobs", "2"), "plan: plans 0/"),
-        (("tune", *SHORT, *SLA), "prepared: "),
+        pytest.param(
+            ("tune", *SHORT, *SLA),
+            "prepared: ",
+            marks=pytest.mark.slow,  # after its trials it is stopped each time (test_tune_kept.py)
+        ),
         pytest.param(
             ("tune", "--model", "MODEL", *LOCAL, *SLA),
             "profiling: operators",

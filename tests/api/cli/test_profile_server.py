@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,17 +24,24 @@ SLA = ("--sla", "p95_ttft_ms<=5000")
 KEY = "sk-5e8Rv3"
 
 
+@contextmanager
+def standing_in(model_dir: Path) -> Iterator[str]:
+    """A stand-in that runs until the block ends, as the environment says; its address."""
+    port = free_port()
+    words = [sys.executable, stand_in.__file__, "--model", str(model_dir), "--port", str(port)]
+    with ServerProcess(words) as process:
+        url = f"http://127.0.0.1:{port}"
+        process.wait_healthy(f"{url}/health", timeout_s=30, should_stop=lambda: False)
+        yield url
+
+
 @pytest.fixture
 def served(
     request: pytest.FixtureRequest, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The address of a stand-in that runs already; a parameter is what it says that it is."""
     monkeypatch.setenv("STAND_IN_OWNER", getattr(request, "param", "vllm"))
-    port = free_port()
-    words = [sys.executable, stand_in.__file__, "--model", str(tiny_dir), "--port", str(port)]
-    with ServerProcess(words) as process:
-        url = f"http://127.0.0.1:{port}"
-        process.wait_healthy(f"{url}/health", timeout_s=30, should_stop=lambda: False)
+    with standing_in(tiny_dir) as url:
         yield url
 
 
@@ -126,17 +134,14 @@ def test_a_server_of_no_known_kind_is_asked_for_by_name(
     assert f"that server {says}; name what serves: --engine vllm, sglang" in done.stderr
 
 
-@pytest.fixture
-def guarded(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def guarded(tiny_dir: Path) -> Iterator[str]:
     """The address of a stand-in whose API and metrics are for whoever has the key."""
-    for name in ("STAND_IN_KEY", "STAND_IN_TOKEN"):
-        monkeypatch.setenv(name, KEY)
-    port = free_port()
-    words = [sys.executable, stand_in.__file__, "--model", str(tiny_dir), "--port", str(port)]
-    with ServerProcess(words) as process:
-        url = f"http://127.0.0.1:{port}"
-        process.wait_healthy(f"{url}/health", timeout_s=30, should_stop=lambda: False)
-        yield url
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STAND_IN_KEY", "STAND_IN_TOKEN"):
+            patch.setenv(name, KEY)
+        with standing_in(tiny_dir) as url:
+            yield url
 
 
 @pytest.mark.parametrize("way", ["variable", "file", "option"])

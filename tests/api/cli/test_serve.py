@@ -80,6 +80,7 @@ def run_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_a_first_key_is_made_by_the_first_start_that_serves_and_printed_once_and_works(
     tmp_path: Path, run_there: Run
 ) -> None:
+    """That start has its worker and dashboard, too, and ends by Ctrl-C."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -88,8 +89,11 @@ def test_a_first_key_is_made_by_the_first_start_that_serves_and_printed_once_and
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}")
     assert done.stderr.count("\n") == 1
-    with _serving(tmp_path, **QUIET) as (_, announced):
+    with _serving(tmp_path) as (child, announced):
         assert _lists_keys(announced["url"], announced["admin_key"])
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 130, "as after Ctrl-C"
+        child.returncode = 0
     with _serving(tmp_path, **QUIET) as (_, again):
         assert again["admin_key"] is None
         assert _lists_keys(again["url"], announced["admin_key"])
@@ -126,20 +130,18 @@ def test_keys_made_and_revoked_beside_a_running_service_count_at_once(
         assert "make another first" in refused.json()["detail"]
 
 
-def test_ctrl_c_ends_the_service_with_one_line_and_exit_code_130(tmp_path: Path) -> None:
-    with _serving(tmp_path) as (child, _):
-        child.send_signal(signal.SIGINT)
-        assert child.wait(30) == 130
-        child.returncode = 0  # the interruption is the point of this test
-
-
 def test_the_worker_gets_no_keys_and_ends_with_its_parent_even_when_that_is_killed(
     tmp_path: Path,
 ) -> None:
     secret = "gs_an_admin_key_that_is_long_enough"
-    changes = {"GEARSHIFT_ADMIN_KEY": secret, "GEARSHIFT_CONTROL_KEY": secret}
     folder = tmp_path / "data"
-    with _serving(tmp_path, **changes, GEARSHIFT_DATA_DIR=str(folder)) as (parent, announced):
+    changes = {
+        "GEARSHIFT_ADMIN_KEY": secret,
+        "GEARSHIFT_CONTROL_KEY": secret,
+        "GEARSHIFT_DASHBOARD": "false",
+        "GEARSHIFT_DATA_DIR": str(folder),
+    }
+    with _serving(tmp_path, **changes) as (parent, announced):
         assert _lists_keys(announced["url"], secret)
         wait_until(lambda: (folder / "gearshift.jobs.db").exists())
         (worker,) = _children(parent.pid)

@@ -82,6 +82,7 @@ def test_ctrl_c_tells_what_was_found_and_resume_goes_on_without_repeating_it(
     out = tmp_path / "report.json"
     ended = interrupted(*JOB, "--trials", "200", "--out", str(out), trials=2)
     assert ended.returncode == 130, ended.stderr
+    assert "Traceback" not in ended.stderr
     partial = json.loads(out.read_text())
     assert partial["is_interrupted"]
     assert 2 <= len(partial["trials"]) < 200

@@ -7,10 +7,10 @@ import pytest
 
 from api.cli.vllm_flags import NEEDLESS, ONLY, REFUSED
 from tests.api.cli.conftest import Run
-from tests.api.cli.served import serving
+from tests.api.cli.served import ALONE, serving
 
 # Where only the words matter: ranks and a front take seconds to start.
-PACED = ("--paced", "2xh200", "--dtype", "bfloat16", "--frontends", 0)
+PACED = ("--paced", "2xh200", "--dtype", "bfloat16", *ALONE)
 
 
 def policy_of(*words: object) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def test_auto_caps_are_those_of_the_place_and_a_plan_wins_over_its_parts_in_the_
     tiny_dir: Path, tmp_path: Path
 ) -> None:
     auto = ("--max-num-seqs", "auto", "--max-num-batched-tokens", "auto")
-    here = policy_of(tiny_dir, *auto)["caps"]
+    here = policy_of(tiny_dir, *auto, *ALONE)["caps"]
     assert (here["max_num_seqs"], here["max_num_batched_tokens"]) == (64, 2048)
     file = write(tmp_path / "c.yml", "pipeline-parallel-size: 2\n")
     there = policy_of(

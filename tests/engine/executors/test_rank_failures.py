@@ -47,7 +47,6 @@ def executor_of(
     return ProcessExecutor(config, model, plan, ranks=pools.get(plan.world_size))
 
 
-ON_GLOO_TOO = pytest.mark.parametrize("started", [Collectives.SHM, Collectives.GLOO], indirect=True)
 ON_GLOO_SLOWLY = pytest.mark.parametrize(
     "started",
     [Collectives.SHM, pytest.param(Collectives.GLOO, marks=pytest.mark.slow)],
@@ -76,20 +75,6 @@ def alone(config: EngineConfig, rank_pools: RankPools) -> Iterator[ProcessExecut
     executor.close()
 
 
-@ON_GLOO_TOO
-def test_a_rank_killed_within_a_step_is_named_with_its_signal(started: ProcessExecutor) -> None:
-    pids = started.pids
-    os.kill(pids[1], signal.SIGSTOP)  # so that rank 0 waits for it inside a collective
-    started.submit(prompt_step(0))
-    os.kill(pids[1], signal.SIGKILL)
-    began_s = time.monotonic()
-    with pytest.raises(RankError, match=rf"rank 1 \(pid {pids[1]}\) was killed by SIGKILL"):
-        started.collect()
-    assert time.monotonic() - began_s < NOTICED_S
-    started.close()
-    wait_gone(pids)
-
-
 def test_a_rank_works_on_while_the_engine_finishes_what_it_has(alone: ProcessExecutor) -> None:
     """Service managers send SIGTERM to every process, and the engine drains then."""
     os.kill(alone.pids[0], signal.SIGTERM)
@@ -100,30 +85,15 @@ def test_a_rank_works_on_while_the_engine_finishes_what_it_has(alone: ProcessExe
     alone.collect()
 
 
-def test_a_rank_killed_between_steps_is_noticed_by_the_next(started: ProcessExecutor) -> None:
-    started.submit(prompt_step(0))
-    started.collect()
-    pids = started.pids
-    os.kill(pids[0], signal.SIGKILL)
-    wait_gone([pids[0]])
-    with pytest.raises(RankError, match=r"rank 0 .* SIGKILL"):  # noqa: PT012 - one of the two raises
-        started.submit(prompt_step(1))  # raises at once where the death is already known
-        started.collect()
-    with pytest.raises(RankError, match="SIGKILL"):
-        started.submit(prompt_step(2))
-    started.close()
-    wait_gone(pids)
-
-
 def test_a_rank_that_hangs_passes_the_step_timeout(
     config: EngineConfig, rank_pools: RankPools
 ) -> None:
-    executor = executor_of(replace(config, step_timeout_s=0.5), rank_pools)
+    executor = executor_of(replace(config, step_timeout_s=0.5), rank_pools, ONE)
     executor.start()
     pids = executor.pids
-    os.kill(pids[1], signal.SIGSTOP)
+    os.kill(pids[0], signal.SIGSTOP)
     executor.submit(prompt_step(7))
-    with pytest.raises(RankError, match=r"step 7: no rank answered within 0.5 s|rank 1 did not"):
+    with pytest.raises(RankError, match=r"step 7: no rank answered within 0.5 s"):
         executor.collect()
     executor.close()
     wait_gone(pids)
@@ -150,13 +120,6 @@ def check_until_noticed(executor: ProcessExecutor) -> None:
         executor.check()
 
 
-def test_a_rank_killed_while_nothing_runs_is_found_by_looking(alone: ProcessExecutor) -> None:
-    alone.check()
-    os.kill(alone.pids[0], signal.SIGKILL)
-    with pytest.raises(RankError, match=r"rank 0 .* SIGKILL"):
-        check_until_noticed(alone)
-
-
 def test_a_result_that_came_before_the_failure_can_still_be_collected(
     alone: ProcessExecutor,
 ) -> None:
@@ -169,6 +132,8 @@ def test_a_result_that_came_before_the_failure_can_still_be_collected(
     assert alone.collect().step_id == 0
     with pytest.raises(RankError):
         alone.collect()
+    with pytest.raises(RankError, match="SIGKILL"):
+        alone.submit(prompt_step(1))
 
 
 @ON_GLOO_SLOWLY
@@ -198,22 +163,12 @@ def test_ranks_tell_how_long_they_waited_for_the_host(started: ProcessExecutor) 
 def test_ranks_that_are_not_ready_in_time_are_named(
     config: EngineConfig, rank_pools: RankPools
 ) -> None:
-    executor = executor_of(replace(config, start_timeout_s=0.2), rank_pools)
-    pids = rank_pools.get(2).pids
-    os.kill(pids[1], signal.SIGSTOP)
-    with pytest.raises(RankError, match=r"ranks \[.*1\] were not ready in 0.2 s"):
+    executor = executor_of(replace(config, start_timeout_s=0.2), rank_pools, ONE)
+    pids = rank_pools.get(1).pids
+    os.kill(pids[0], signal.SIGSTOP)
+    with pytest.raises(RankError, match=r"ranks \[0\] were not ready in 0.2 s"):
         executor.start()
     wait_gone(pids)
-
-
-def test_what_a_rank_raises_comes_with_its_own_words(alone: ProcessExecutor) -> None:
-    step = prompt_step(4)
-    step.query_lens = b"odd"
-    alone.submit(step)
-    with pytest.raises(RankError, match=r"(?s)rank 0 failed in step 4.*Traceback.*buffer size"):
-        alone.collect()
-    with pytest.raises(RankError):
-        alone.submit(prompt_step(5))
 
 
 def test_a_broken_checkpoint_is_a_checkpoint_error_without_a_traceback(
@@ -246,10 +201,10 @@ def test_a_process_that_cannot_begin_is_named_with_its_words() -> None:
 
 
 def test_own_ranks_end_with_their_executor(config: EngineConfig) -> None:
-    executor = ProcessExecutor(config, ModelConfig.from_dir(config.model_dir), PLAN)
+    executor = ProcessExecutor(config, ModelConfig.from_dir(config.model_dir), ONE)
     executor.start()
     pids = executor.pids
-    assert len(pids) == 2
+    assert len(pids) == 1
     executor.close()
     wait_gone(pids)
 
@@ -300,7 +255,11 @@ ranks.receive(60.0)
 )
 @pytest.mark.parametrize(
     ("program", "num_processes"),
-    [(IN_A_COLLECTIVE, 2), (COMPUTING_WITH_SPARES, 4), (STARTING, 2)],
+    [
+        (IN_A_COLLECTIVE, 2),
+        (COMPUTING_WITH_SPARES, 4),
+        pytest.param(STARTING, 2, marks=pytest.mark.slow),  # as the spares of the others are
+    ],
     ids=["in a collective", "computing, with spares that warm up", "starting"],
 )
 def test_nothing_is_left_when_the_parent_is_killed(

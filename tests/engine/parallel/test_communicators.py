@@ -107,12 +107,13 @@ class TestThreads(CommunicatorContract):
 
 @pytest.fixture(params=["compiled", "python", "gloo"])
 def small_world(request: pytest.FixtureRequest, rank_pools: RankPools) -> Iterator[ProcessWorld]:
-    """Two ranks that wait for each other no longer than a second, or five where they meet first."""
+    """Two ranks that wait for each other no longer than half a second, or three where they meet
+    first."""
     library = find_library() if request.param == "compiled" else None
     if request.param == "compiled" and library is None:
         pytest.skip("no C++ compiler here")
     backend = "gloo" if request.param == "gloo" else "shm"
-    timeout_s = 5.0 if backend == "gloo" else 1.0
+    timeout_s = 3.0 if backend == "gloo" else 0.5
     with process_world(
         rank_pools, backend, num_ranks=2, groups=[(0, 1)], library=library, timeout_s=timeout_s
     ) as world:

@@ -130,7 +130,10 @@ def test_every_size_is_run_in_both_modes_in_turns_every_fourth_first(config: Eng
     assert tuple(sizes[: -(-len(sizes) // 4)]) == table.sizes[::4]
 
 
-def test_what_the_budget_leaves_no_time_for_follows_from_what_was_timed_and_says_so() -> None:
+def test_what_the_budget_leaves_no_time_for_follows_from_what_was_timed_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.replica.mode_timing.BUDGET_S", 0.1)
     executor = WatchedExecutor()
     executor.start()
     sizes = padded_sizes(4096, PLAN)
@@ -142,7 +145,6 @@ def test_what_the_budget_leaves_no_time_for_follows_from_what_was_timed_and_says
         max_tokens=4096,
         fingerprint="f00d",
         device="simulated",
-        budget_s=0.1,
     )
     assert table.sizes == sizes
     timed = [size for size, is_timed in zip(sizes, table.is_timed, strict=True) if is_timed]

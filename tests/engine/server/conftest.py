@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from engine.text.tokenizer import Tokenizer
-from tests.waiting import wait_until
+from tests.servers import in_thread
 
 MODEL = "tiny"
 SHIFT_PLAN = ParallelPlan(sp=2, tp=2, shift=True)
@@ -93,19 +91,12 @@ def serving(
         logs_requests=logs_requests,
         traces=traces,
     )
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = uvicorn.Server(ServerConfig(app, limits, log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        wait_until(lambda: server.started)
-        try:
-            with httpx.Client(base_url=url, timeout=60) as http:
-                yield Server(url=url, engine=engine, tokenizer=tokenizer, http=http)
-        finally:
-            server.should_exit = True
-            thread.join()
+    config = ServerConfig(app, limits, log_level="warning", lifespan="off")
+    with (
+        in_thread(uvicorn.Server(config)) as url,
+        httpx.Client(base_url=url, timeout=60) as http,
+    ):
+        yield Server(url=url, engine=engine, tokenizer=tokenizer, http=http)
 
 
 def simulated_engine(

@@ -87,10 +87,11 @@ def test_what_fails_or_finds_no_room_is_a_miss_and_what_its_client_cuts_is_none(
     ):
         lines = leaving.iter_lines()
         next(lines)
-        late = pool.submit(_ask, served, ttft_ms=2000, timeout_ms=2500)
+        assert _ask(served, ttft_ms=2000, timeout_ms=100) == 408
+        waiting = pool.submit(_ask, served, ttft_ms=None)
         wait_until(lambda: served.engine.stats().waiting == 1)
         assert _ask(served, ttft_ms=2000) == 429
-        assert late.result(timeout=30) == 408
+    assert waiting.result(timeout=30) == 200
     wait_until(lambda: _counted(served)["ttft<=2000", "cut"] == 1)
     counted = _counted(served)
     assert counted["ttft<=2000", "errored"] == 2

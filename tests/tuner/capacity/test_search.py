@@ -14,7 +14,7 @@ from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
 from policies.sla import Sla
 from tuner.capacity.document import answer_json, capacity_json, capacity_lines
-from tuner.capacity.probe import Asked
+from tuner.capacity.probe import CapacityQuestion
 from tuner.capacity.search import bracket, find_capacity, fit_falling
 from tuner.described.parse import describe_node
 from tuner.spec.errors import TunerError
@@ -22,10 +22,10 @@ from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
 
-def asked(workload: str, sla: str) -> Asked:
+def asked(workload: str, sla: str) -> CapacityQuestion:
     node = describe_node(model="llama-3.1-8b", hardware="1xh100", max_model_len=4096)
     served = Settings(plan=parse_plan("tp=1").plan, caps=node.backend.default_caps)
-    return Asked(
+    return CapacityQuestion(
         settings=served,
         run_on=lambda load, scale, show: node.simulate(
             served, load, step_scale=scale, on_progress=show

@@ -20,8 +20,8 @@ from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.measurement import Outcome
 from engine.spec.settings import Caps, Settings
 from engine.text.tokenizer import Tokenizer
-from tests.api.servers import serve
 from tests.contracts.load_target import Call, LoadTargetContract
+from tests.servers import serve
 from tests.tuner.engines import ConstantTimer
 from tuner.load.driver import run_load
 from tuner.load.http_target import HttpTarget

@@ -10,7 +10,7 @@ from engine.spec.plan import parse_plan
 from policies.report import flat_metrics
 from policies.sla import Sla
 from tests.tuner.worlds import open_loop
-from tuner.capacity.probe import Asked
+from tuner.capacity.probe import CapacityQuestion
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.planner.alone import SLACK, alone_metrics, alone_reason
@@ -105,5 +105,5 @@ def test_beginnings_that_a_prefix_cache_holds_condemn_no_plan(node: Node, is_fou
     found = explore(Question(node=node, workload=load, sla=sla, seed=0), plan)
     assert (found.reason is None) == is_found
     assert any(t.point.is_met(sla.constraints[0]) for t in found.whole) == is_found
-    asked = Asked.of_node(node, found.tried[0].settings, load, sla, seed=0)
+    asked = CapacityQuestion.of_node(node, found.tried[0].settings, load, sla, seed=0)
     assert (dependable_under(asked, node, load) is not None) == is_found

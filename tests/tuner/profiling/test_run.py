@@ -59,9 +59,9 @@ def tuned(tiny: Path, profile: Profile) -> dict[str, Any]:
     spec = TuningSpec(
         model_dir=str(tiny),
         num_devices=2,
-        workload="poisson:rate=20,input=48,output=8,requests=24",
+        workload="poisson:rate=100,input=48,output=8,requests=24",
         sla="p95_ttft_ms<=60000,attainment>=0.5",
-        trials=3,
+        trials=2,
         probe_requests=12,
         seed=1,
     )
@@ -217,7 +217,7 @@ def test_a_plan_that_was_slower_than_simulated_is_not_tried_again_with_other_cap
     spec = TuningSpec(
         model_dir=str(tiny),
         num_devices=2,
-        workload="poisson:rate=20,input=48,output=8,requests=8",
+        workload="poisson:rate=100,input=48,output=8,requests=8",
         sla="p95_tpot_ms<=0.001",  # no machine does this
         trials=1,
         probe_requests=8,

@@ -13,7 +13,7 @@ from tuner.described.parse import describe_node
 from tuner.described.profiled import node_of
 from tuner.described.server_profile import ServerProfile
 from tuner.servers.probes import Counted, list_probes, look
-from tuner.servers.profile import Asked, fitted_plan, joined
+from tuner.servers.profile import ServerProfileSpec, fitted_plan, joined
 from tuner.spec.errors import TunerError
 from tuner.work.counts import model_sizes
 from tuner.workload.parse import parse_workload
@@ -84,7 +84,7 @@ def test_profiles_of_several_plans_are_one(profile: ServerProfile) -> None:
 @pytest.mark.parametrize("plan", [ParallelPlan(pp=2), ParallelPlan(dp=2), ParallelPlan(sp=2)])
 def test_parts_that_look_like_one_from_outside_are_refused(plan: ParallelPlan) -> None:
     with pytest.raises(TunerError, match="seen from outside"):
-        Asked(
+        ServerProfileSpec(
             url="",
             system="vllm",
             model=SERVER.model,

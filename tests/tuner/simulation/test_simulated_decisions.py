@@ -95,7 +95,7 @@ def assert_same(live: Served, simulated: Served) -> None:
         assert token_s == pytest.approx(simulated.token_s[name], abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(world=worlds(overlap=False))
 def test_an_engine_without_overlap_and_the_simulator_schedule_the_same_steps(
     world: World, model_dir: Path
@@ -127,7 +127,7 @@ def test_a_queue_that_was_refused_during_quiet_steps_is_full_for_the_next_reques
     assert_same(live, simulated(world, model_dir))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(world=worlds(overlap=True))
 def test_an_engine_that_queues_steps_ahead_and_the_simulator_schedule_the_same_steps(
     world: World, model_dir: Path
@@ -135,13 +135,13 @@ def test_an_engine_that_queues_steps_ahead_and_the_simulator_schedule_the_same_s
     assert_same(serve(world, model_dir), simulated(world, model_dir))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(world=st.booleans().flatmap(lambda on: worlds(overlap=on, has_step_limit=True)))
 def test_chunks_sized_by_the_pace_of_steps_are_the_same(world: World, model_dir: Path) -> None:
     assert_same(serve(world, model_dir), simulated(world, model_dir))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(world=worlds(overlap=True), concurrency=st.integers(1, 6))
 def test_clients_that_wait_for_their_answers_are_served_the_same(
     world: World, concurrency: int, model_dir: Path

@@ -305,7 +305,7 @@ def test_the_controller_follows_a_load_step_and_is_better_than_holding_still() -
     assert attainment[0] > 0.9
 
 
-@pytest.mark.parametrize("rate", [3.0, 6.7, 7.3, 15.0])
+@pytest.mark.parametrize("rate", [3.0, 6.7, 7.3])
 def test_under_a_constant_load_the_controller_does_not_swing(rate: float) -> None:
     workload = parse_workload(f"poisson:rate={rate},seconds=400,input=100,output=20", seed=2)
     steering = ControllerSteering(schedule=BANDS, sla=SLA)

@@ -100,14 +100,14 @@ def test_a_cost_model_without_serving_costs_still_loads() -> None:
 
 
 def test_cpu_clocks_count_work_and_not_waiting() -> None:
-    meter = HostWorkMeter()
+    meter, before_s = HostWorkMeter(), time.process_time()
     meter.begin()
     until_s = time.process_time() + 0.02
     while time.process_time() < until_s:
         pass
     time.sleep(0.05)
     work = meter.end(num_steps=1, num_rows=1)
-    assert 0.02 <= work.host_s < 0.05
+    assert 0.02 <= work.host_s <= time.process_time() - before_s
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="no CPU clocks per thread")

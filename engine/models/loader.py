@@ -41,8 +41,9 @@ class Checkpoint:
     Only headers are read until :meth:`read` is called, which maps the bytes it needs.
 
     Raises:
-        CheckpointError: no weights in the folder, an index that cannot be read, a shard file
-            that is missing or damaged, a tensor that is missing, misshaped or not of this model.
+        CheckpointError: no weights in the folder or two of them, an index that cannot be read, a
+            shard file that is missing or damaged, a tensor that is missing, misshaped or not of
+            this model.
     """
 
     def __init__(self, model_dir: Path, model: ModelConfig, *, dtype: torch.dtype) -> None:
@@ -249,9 +250,20 @@ def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str:
 
 
 def _open_files(model_dir: Path) -> dict[str, Any]:
-    """Opened safetensors files by name."""
+    """Opened safetensors files by name.
+
+    A model saved in one file over one of several leaves the index of those: ``transformers``
+    removes them, but not it. Saved the other way round, the one file is left.
+    """
     index = model_dir / INDEX_FILE
     names = _indexed_files(index) if index.exists() else [SINGLE_FILE]
+    if SINGLE_FILE not in names and (model_dir / SINGLE_FILE).exists():
+        if any((model_dir / name).exists() for name in names):
+            raise CheckpointError(
+                f"{model_dir}: {SINGLE_FILE} lies beside the files that {INDEX_FILE} names, and "
+                "either may be the model; take the one that is not out of the folder"
+            )
+        names = [SINGLE_FILE]
     return {name: open_weights(model_dir / name) for name in names}
 
 

@@ -153,6 +153,7 @@ def test_of_a_folder_saved_to_twice_what_is_left_is_read_and_two_models_are_refu
         json.dumps({"weights": {}}),
         json.dumps({"weight_map": {"x": 5}}),
         json.dumps({"weight_map": {"x": "../model.safetensors"}}),
+        json.dumps({"weight_map": {"x": "é" * 128}}),
     ],
 )
 def test_an_index_that_makes_no_sense_is_named(folder: Path, content: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 PLAIN_FORMATS = frozenset({"F64", "F32", "F16", "BF16"})
 # The beginning of names that files of a model without its head leave out.
 MODEL_PREFIX = "model."
+# What a system takes as the name of a file.
+MOST_NAME_BYTES = 255
 # Rows compared at once of an embedding and a head that may be equal.
 ROWS_COMPARED = 4096
 
@@ -41,8 +44,9 @@ class Checkpoint:
     Only headers are read until :meth:`read` is called, which maps the bytes it needs.
 
     Raises:
-        CheckpointError: no weights in the folder, an index that cannot be read, a shard file
-            that is missing or damaged, a tensor that is missing, misshaped or not of this model.
+        CheckpointError: no weights in the folder or two of them, an index that cannot be read, a
+            shard file that is missing or damaged, a tensor that is missing, misshaped or not of
+            this model.
     """
 
     def __init__(self, model_dir: Path, model: ModelConfig, *, dtype: torch.dtype) -> None:
@@ -249,9 +253,20 @@ def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str:
 
 
 def _open_files(model_dir: Path) -> dict[str, Any]:
-    """Opened safetensors files by name."""
+    """Opened safetensors files by name.
+
+    A model saved in one file over one of several leaves the index of those: ``transformers``
+    removes them, but not it. Saved the other way round, the one file is left.
+    """
     index = model_dir / INDEX_FILE
     names = _indexed_files(index) if index.exists() else [SINGLE_FILE]
+    if SINGLE_FILE not in names and (model_dir / SINGLE_FILE).exists():
+        if any((model_dir / name).exists() for name in names):
+            raise CheckpointError(
+                f"{model_dir}: {SINGLE_FILE} lies beside the files that {INDEX_FILE} names, and "
+                "either may be the model; remove what is not"
+            )
+        names = [SINGLE_FILE]
     return {name: open_weights(model_dir / name) for name in names}
 
 
@@ -268,7 +283,8 @@ def _indexed_files(index: Path) -> list[str]:
 
 def _is_file_name(name: object) -> bool:
     """Whether ``name`` is a plain file name, which cannot lead out of its folder."""
-    return isinstance(name, str) and name.isprintable() and Path(name).name == name
+    is_plain = isinstance(name, str) and name.isprintable() and Path(name).name == name
+    return is_plain and len(os.fsencode(str(name))) <= MOST_NAME_BYTES
 
 
 def open_weights(path: Path) -> Any:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from engine.models.loader import INDEX_FILE, SINGLE_FILE, Checkpoint
 from engine.models.shapes import expected_shapes
@@ -129,6 +130,21 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_of_a_folder_saved_to_twice_what_is_left_is_read_and_two_models_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    twice = tmp_path / "twice"
+    write_checkpoint(twice, family_config("llama", num_hidden_layers=2), shard_size="100KB")
+    model = AutoModelForCausalLM.from_pretrained(twice)
+    model.save_pretrained(twice)
+    assert (twice / INDEX_FILE).exists()
+    rows = range(8)
+    assert torch.equal(opened(twice).read(Q_PROJ, rows), opened(folder).read(Q_PROJ, rows))
+    model.save_pretrained(twice, max_shard_size="100KB")
+    with pytest.raises(CheckpointError, match=f"{SINGLE_FILE} lies beside .* either may be"):
+        opened(twice)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -137,6 +153,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         json.dumps({"weights": {}}),
         json.dumps({"weight_map": {"x": 5}}),
         json.dumps({"weight_map": {"x": "../model.safetensors"}}),
+        json.dumps({"weight_map": {"x": "é" * 128}}),
     ],
 )
 def test_an_index_that_makes_no_sense_is_named(folder: Path, content: str) -> None:

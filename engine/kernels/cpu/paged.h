@@ -61,15 +61,6 @@ void token_offsets(const Call<T>& call, index_t seq, index_t first, index_t last
   }
 }
 
-// Asks for ``count`` elements, near to be read or far to be written, before they are needed: blocks lie
-// anywhere, and the processor cannot guess.
-template <int IsWritten, int Nearness, class T>
-inline void ask_for(const T* from, index_t count) {
-  const char* at = reinterpret_cast<const char*>(from);
-  for (index_t i = 0; i < count * index_t(sizeof(T)); i += 64)
-    __builtin_prefetch(at + i, IsWritten, Nearness);
-}
-
 // Memory of a thread that lives on, so that a call allocates nothing.
 template <class T, int Purpose>
 T* scratch(size_t count) {

@@ -80,8 +80,6 @@ class Prefill {
         num_panels_(index_t(columns_.size()) / kColumns),
         scale_(C(call.scale())) {}
 
-  // Each panel is laid out just before its first tile and written just after its last, while others
-  // multiply: what they read and write next is asked for meanwhile.
   void run() {
     queries_ = scratch<C, 10>(num_panels_ * padded_ * kColumns);
     sums_ = scratch<C, 11>(num_panels_ * padded_ * kColumns);
@@ -89,61 +87,16 @@ class Prefill {
     values_ = scratch<C, 13>(kKeys * padded_);
     scores_ = scratch<C, 14>(kKeys * kColumns);
     softmax_.resize(2 * num_panels_);
-    const index_t visible = columns_.back().position + 1;
-    Tile next = find_tile(0, visible);
-    index_t done = 0;  // panels that have met all their keys
+    for (index_t panel = 0; panel < num_panels_; ++panel) pack_queries(panel);
+    index_t visible = columns_.back().position + 1;
     for (index_t first = 0; first < visible; first += kKeys) {
-      pack_tile(next);
-      next = find_tile(first + kKeys, visible);
-      const index_t panels = num_panels_ - done, each = ceil_div(next.count, panels);
-      for (index_t panel = done; panel < num_panels_; ++panel) {
-        if (first == 0) pack_queries(panel);
-        const index_t asked = (panel - (num_panels_ - panels)) * each;
-        ask_for_keys(next, asked, std::min(next.count, asked + each));
-        if (first == 0 && panel + 1 < num_panels_) ask_for_queries(panel + 1);
-        const bool is_last = last_position(panel) < first + kKeys;
-        if (is_last) ask_for_outputs(panel);
-        attend(panel, first);
-        if (is_last) finish(panel), ++done;
-      }
+      pack_tile(first, std::min(kKeys, visible - first));
+      for (index_t panel = 0; panel < num_panels_; ++panel) attend(panel, first);
     }
+    for (index_t panel = 0; panel < num_panels_; ++panel) finish(panel);
   }
 
  private:
-  // Where keys lie.
-  struct Tile {
-    index_t count, offsets[kKeys];
-  };
-  Tile find_tile(index_t first, index_t visible) const {
-    Tile tile;
-    tile.count = std::max<index_t>(0, std::min(kKeys, visible - first));
-    token_offsets(call_, work_.seq, first, first + tile.count, tile.offsets);
-    return tile;
-  }
-  index_t last_position(index_t panel) const {
-    return columns_[(panel + 1) * kColumns - 1].position;
-  }
-
-  void ask_for_keys(const Tile& tile, index_t begin, index_t end) const {
-    const index_t head_dim = call_.shape.head_dim, head_at = work_.kv * head_dim;
-    for (index_t t = begin; t < end; ++t) {
-      ask_for<0, 2>(call_.cache.keys + tile.offsets[t] + head_at, head_dim);
-      ask_for<0, 2>(call_.cache.values + tile.offsets[t] + head_at, head_dim);
-    }
-  }
-  void ask_for_queries(index_t panel) const {
-    for (int i = 0; i < kColumns; ++i) {
-      const Column& column = columns_[panel * kColumns + i];
-      ask_for<0, 2>(call_.query(column.row, column.head), call_.shape.head_dim);
-    }
-  }
-  void ask_for_outputs(index_t panel) const {
-    for (int i = 0; i < kColumns; ++i) {
-      const Column& column = columns_[panel * kColumns + i];
-      ask_for<1, 3>(call_.output(column.row, column.head), call_.shape.head_dim);
-    }
-  }
-
   void pack_queries(index_t panel) {
     for (int half = 0; half < 2; ++half) {
       const Column* columns = &columns_[panel * kColumns + half * W];
@@ -164,11 +117,13 @@ class Prefill {
     }
   }
 
-  void pack_tile(const Tile& tile) {
-    const index_t n = tile.count, head_at = work_.kv * call_.shape.head_dim;
+  void pack_tile(index_t first, index_t n) {
+    index_t offsets[kKeys];
+    token_offsets(call_, work_.seq, first, first + n, offsets);
+    index_t head_dim = call_.shape.head_dim, head_at = work_.kv * head_dim;
     for (index_t t = 0; t < n; ++t) {
-      widen(call_.cache.keys + tile.offsets[t] + head_at, keys_ + t * padded_);
-      widen(call_.cache.values + tile.offsets[t] + head_at, values_ + t * padded_);
+      widen(call_.cache.keys + offsets[t] + head_at, keys_ + t * padded_);
+      widen(call_.cache.values + offsets[t] + head_at, values_ + t * padded_);
     }
     index_t rest = round_up(n, kRows) - n;  // read, and hidden
     std::memset(keys_ + n * padded_, 0, rest * padded_ * sizeof(C));
@@ -195,7 +150,9 @@ class Prefill {
   }
 
   void attend(index_t panel, index_t first) {
-    const index_t n = std::min(kKeys, last_position(panel) - first + 1), whole = round_up(n, kRows);
+    const index_t last = columns_[(panel + 1) * kColumns - 1].position;
+    if (last < first) return;
+    const index_t n = std::min(kKeys, last - first + 1), whole = round_up(n, kRows);
     const C* queries = queries_ + panel * padded_ * kColumns;
     C* sums = sums_ + panel * padded_ * kColumns;
     for (index_t t = 0; t < whole; t += kRows)

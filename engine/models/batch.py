@@ -19,19 +19,21 @@ from engine.wire.rank_table import Int64Array, StepRows
 
 @dataclass(frozen=True, kw_only=True)
 class PickedRows:
-    """Rows that need logits. ``rows`` picks them where this rank holds all tokens (None:
-    all of them, in order); ``exchange`` brings them from every slice where it holds one.
+    """Rows that need logits. ``rows`` picks this rank's part of them (None: all its rows are
+    wanted, in order); ``exchange`` brings the parts together where each rank holds a slice.
     """
 
     count: int
     rows: Tensor | None
     exchange: RowExchange | None
 
-    def collect(self, x: Tensor) -> Tensor:
-        """``x[rows, d]`` -> ``[count, d]`` on every rank."""
-        if self.exchange is not None:
-            return self.exchange.run(x)
+    def part(self, x: Tensor) -> Tensor:
+        """Of ``x[rows, d]`` what this rank brings, as many rows as every other one."""
         return x if self.rows is None else x.index_select(0, self.rows)
+
+    def collect(self, part: Tensor) -> Tensor:
+        """Every rank's :meth:`part` -> ``[count, d]`` on each of them."""
+        return part if self.exchange is None else self.exchange.run(part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,11 @@ class StepBatch:
     sample_slots: Tensor
     scored: PickedRows
     scored_ids: Tensor
+
+    @property
+    def finished(self) -> PickedRows | None:
+        """The rows that go through all of the last layer; None: every row."""
+        return None if self.scored.count else self.sampled
 
     def fill_placeholders(self, last_tokens: Tensor) -> None:
         """Complete ``token_ids`` with the tokens sampled last, i8[num_slots]."""
@@ -126,6 +133,7 @@ class BatchBuilder:
             exchange = row_exchange(
                 rows, rows_per_rank=num_rows, group=slices, device=self.shape.device
             )
+            picked = exchange.mine
         elif count != num_tokens:  # else it is every row once, in order
             picked = self._on_device(rows)
         return PickedRows(count=count, rows=picked, exchange=exchange)

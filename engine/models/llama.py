@@ -81,26 +81,45 @@ class LlamaStage:
         assert self._weights.embedding is not None, "only the first stage embeds"
         return self._weights.embedding(token_ids, mode)
 
-    def forward(self, x: Tensor, mode: Mode, attention: StepAttention) -> Tensor:
-        """The stage's layers over ``x[rows, d]``, which is overwritten; fills the KV cache."""
+    def forward(
+        self,
+        x: Tensor,
+        mode: Mode,
+        attention: StepAttention,
+        finished: PickedRows | None = None,
+    ) -> Tensor:
+        """The stage's layers over ``x[rows, d]``, which is overwritten; fills the KV cache.
+
+        Returns:
+            All rows, or this rank's part of the ``finished`` ones. Nobody reads more of the last
+            layer's others than their keys and values, so it ends with attention for them: of a
+            prompt, that is eight tenths of a layer less.
+        """
         native = self._natives[mode]
         if native is not None and native.try_run(x, attention):
-            return x
+            return x if finished is None else finished.part(x)
         norm, delta = self._kernels.add_norm, None
         for layer, cache in zip(self._weights.layers, self._caches, strict=True):
-            delta = self._attend(norm(x, delta, layer.input_norm), layer, cache, mode, attention)
+            picked = finished if layer is self._weights.layers[-1] else None
+            normed = norm(x, delta, layer.input_norm)
+            attended = self._attend(normed, layer, cache, mode, attention)
+            if picked is not None:
+                x, attended = picked.part(x), picked.part(attended)
+                if not picked.count:
+                    return x
+            delta = layer.o(attended, mode)
             delta = self._feed(norm(x, delta, layer.post_norm), layer, mode)
         return x if delta is None else x.add_(delta)
 
-    def collect(self, x: Tensor, picked: PickedRows) -> Tensor:
-        """The ``picked`` rows of ``x[rows, d]`` after the final norm, ``[R, d]`` on every rank;
-        last stage only.
+    def collect(self, part: Tensor, picked: PickedRows) -> Tensor:
+        """The ``picked`` rows, of which this rank has a ``part``, after the final norm, ``[R, d]``
+        on every rank; last stage only.
 
         One tail for all modes: the rows reach every rank, then come the norm and, in
         :meth:`logit_shard`, this rank's share of the vocabulary out of sp*tp.
         """
         assert self._weights.final_norm is not None, "only the last stage has the final norm"
-        rows = picked.collect(x)
+        rows = picked.collect(part)
         return self._kernels.add_norm(rows, None, self._weights.final_norm)
 
     def logit_shard(self, rows: Tensor) -> Tensor:
@@ -126,7 +145,7 @@ class LlamaStage:
         exchange = self._exchanges[mode]
         qkv = exchange.to_heads(layer.qkv(x, mode))
         attended = attention.attend(qkv, qk_norm=layer.qk_norm, cache=cache)
-        return layer.o(exchange.to_tokens(attended), mode)
+        return exchange.to_tokens(attended)
 
     def _feed(self, x: Tensor, layer: LayerWeights, mode: Mode) -> Tensor:
         gated = [

@@ -99,9 +99,9 @@ class RowExchange:
     mine: Tensor
     order: Tensor
 
-    def run(self, x: Tensor) -> Tensor:
-        """My slice ``x[n/SP, d]`` -> the wanted rows ``[R, d]``, on every member."""
-        gathered = self.group.all_gather(x.index_select(0, self.mine))
+    def run(self, part: Tensor) -> Tensor:
+        """Rows ``mine`` of my slice, ``[most, d]`` -> the wanted rows ``[R, d]``, on every rank."""
+        gathered = self.group.all_gather(part)
         return gathered.flatten(0, 1).index_select(0, self.order)
 
 

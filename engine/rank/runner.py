@@ -259,7 +259,8 @@ class ModelRunner:
             return None
         shard = None
         if batch.sampled.count:
-            shard = self._stage.logit_shard(self._stage.collect(x, batch.sampled))
+            part = x if batch.finished is batch.sampled else batch.sampled.part(x)
+            shard = self._stage.logit_shard(self._stage.collect(part, batch.sampled))
         passed, waits = mark(self._device), self._take_waits()
         scores = self._score(x, prepared) if batch.scored.count else None
         answer = self._answer(self._sampler, prepared, shard, scores)
@@ -279,13 +280,16 @@ class ModelRunner:
         return PendingAnswer(prepared.step_id, answer=answer, times=times, done=done)
 
     def _forward(self, batch: StepBatch) -> Tensor:
-        """The stage's rows ``[rows, d]``, in a graph if there is one for this step's shape."""
+        """The stage's rows ``[rows, d]``, on the last one its part of those that are
+        :attr:`StepBatch.finished`; in a graph if there is one for this step's shape.
+        """
+        finished = None if self._sampler is None else batch.finished
         first = batch.token_ids if self._groups.stage == 0 else self._received_rows(batch)
         run = None if self._graphs is None else self._graphs.find(batch)
         if run is not None:
-            return run(first)
+            return run(first) if finished is None else finished.part(run(first))
         x = self._stage.embed(first, batch.mode) if self._groups.stage == 0 else first
-        return self._stage.forward(x, batch.mode, batch.attention)
+        return self._stage.forward(x, batch.mode, batch.attention, finished)
 
     def _await_inputs(self, prepared: PreparedStep) -> None:
         """Make the step wait for its copies and earlier samples, and set sampling values."""
@@ -339,7 +343,7 @@ class ModelRunner:
         """Log probabilities of the prompts' own tokens, of those requests that ask."""
         batch = prepared.batch
         return score_rows(
-            self._stage.collect(x, batch.scored),
+            self._stage.collect(batch.scored.part(x), batch.scored),
             batch.scored_ids,
             num_best=prepared.rows.num_prompt_logprobs,
             vocab_size=self._model.vocab_size,

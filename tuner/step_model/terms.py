@@ -69,7 +69,7 @@ class TermCounter:
         link: LinkEmulation | None = None,
     ) -> None:
         self._plan = plan.replica
-        self._work = WorkCounter(model, self._plan, dtype)
+        self._work = WorkCounter(model, self._plan, dtype, ends_early=True)
         self._hidden = model.hidden_size
         self._link = link
         self._table = table
@@ -101,11 +101,11 @@ class TermCounter:
         attention = self.attention(shape)
         is_first = stage == 0
         return StepTerms(
-            gemm_s=layers * sum(curve.at(work.rows) for curve in self._curves(shape.mode)),
+            gemm_s=self._gemm_s(work, shape.mode),
             head_s=self._head_curve.at(work.sampled) if work.sampled else 0.0,
             prefill_attention_s=layers * attention.prefill_s,
             decode_attention_s=layers * attention.decode_s,
-            elementwise_s=layers * self._elementwise_s(work),
+            elementwise_s=self._elementwise_s(work),
             communication_s=sum(self._law(c).seconds(c) for c in work.collectives),
             layers=layers,
             collectives=sum(c.count for c in work.collectives),
@@ -139,10 +139,19 @@ class TermCounter:
             self._layer_curves[mode] = curves
         return curves
 
+    def _gemm_s(self, work: StageWork, mode: Mode) -> float:
+        """The last layer of all multiplies most rows for their keys and values only."""
+        qkv, *others = self._curves(mode)
+        whole_s = work.layers * qkv.at(work.rows)
+        whole_s += (work.layers - 1) * sum(curve.at(work.rows) for curve in others)
+        finished = work.finished_rows
+        return whole_s + (sum(curve.at(finished) for curve in others) if finished else 0.0)
+
     def _elementwise_s(self, work: StageWork) -> float:
         law = self._elementwise
-        width = self._hidden + work.layer.down.k
-        return law.per_call_s + law.per_channel_s * work.rows * width
+        gated = (work.layers - 1) * work.rows + work.finished_rows
+        channels = work.layers * work.rows * self._hidden + gated * work.layer.down.k
+        return work.layers * law.per_call_s + law.per_channel_s * channels
 
     def _law(self, collective: Collective) -> CollectiveLaw:
         key = (collective.kind, collective.ranks)

@@ -81,7 +81,8 @@ class StageWork:
     """Work of one rank of one pipeline stage for one step.
 
     ``rows`` is m of the layer products, ``tokens`` the rows attention sees (all of the step).
-    ``sampled`` is 0 except on the last stage.
+    ``sampled`` is 0 except on the last stage. ``finished_rows`` go through all of the last layer,
+    the others through its first product and attention.
     """
 
     layers: int
@@ -90,17 +91,22 @@ class StageWork:
     layer: LayerShapes
     head: GemmShape | None
     sampled: int
+    finished_rows: int
     collectives: tuple[Collective, ...]
 
 
 @dataclass(frozen=True)
 class WorkCounter:
-    """Counts the work of steps of one model under one plan (of one replica)."""
+    """Counts the work of steps of one model under one plan (of one replica).
+
+    With ``ends_early`` only sampled rows go through all of the last layer, as in this engine.
+    """
 
     model: ModelConfig
     plan: ParallelPlan
     dtype: DType
     exchange: LogitsExchange = LogitsExchange.GATHER
+    ends_early: bool = False
 
     @cached_property
     def layers_of_stage(self) -> tuple[int, ...]:
@@ -155,34 +161,41 @@ class WorkCounter:
         """Work of one rank of pipeline stage ``stage``."""
         plan = self.plan
         is_last = stage == plan.pp - 1
-        layers = self.layers_of_stage[stage]
+        layers, rows = self.layers_of_stage[stage], self.rows(shape)
+        finished = min(rows, shape.num_sampled) if is_last and self.ends_early else rows
         return StageWork(
             layers=layers,
-            rows=self.rows(shape),
+            rows=rows,
             tokens=shape.num_tokens,
             layer=self.layer(shape.mode),
             head=self.head if is_last else None,
             sampled=shape.num_sampled if is_last else 0,
+            finished_rows=finished,
             collectives=(
-                *self._layer_collectives(shape, layers),
+                *self._layer_collectives(shape, layers, finished),
                 *self._edge_collectives(shape, stage),
             ),
         )
 
-    def _layer_collectives(self, shape: StepShape, layers: int) -> list[Collective]:
+    def _layer_collectives(
+        self, shape: StepShape, layers: int, finished_rows: int
+    ) -> list[Collective]:
         """All-reduces and all-to-alls of the layers of one stage."""
         model, plan, size = self.model, self.plan, self._num_bytes
         rows, rung = self.rows(shape), plan.rung(shape.mode)
         found = []
         if rung.tp > 1:
-            found.append(
+            cut = int(finished_rows < rows)  # layers that end with fewer rows
+            found += [
                 Collective(
                     kind=CollectiveKind.ALL_REDUCE,
                     ranks=rung.tp,
-                    num_bytes=rows * model.hidden_size * size,
-                    count=2.0 * layers,
+                    num_bytes=each * model.hidden_size * size,
+                    count=2.0 * times,
                 )
-            )
+                for each, times in ((rows, layers - cut), (finished_rows, cut))
+                if each and times
+            ]
         if rung.sp > 1:
             # KV heads are repeated in the send buffer where there are fewer than ranks.
             kv_heads = model.kv_heads_per_rank(plan) * rung.sp

@@ -68,6 +68,8 @@ class Prefill {
   static constexpr int W = kWidth<C>;
   static constexpr int kColumns = 2 * W;                      // queries of a panel
   static constexpr int kRows = kNumRegisters >= 32 ? 8 : 4;  // rows of a product at once
+  // Shares of 16 bits and their sums need no more.
+  static constexpr int kDegree = std::is_same<T, C>::value ? kExactDegree<C> : 4;
 
  public:
   Prefill(const Call<T>& call, const PrefillWork& work)
@@ -75,7 +77,8 @@ class Prefill {
         work_(work),
         columns_(list_columns(call, work, kColumns)),
         padded_(round_up(call.shape.head_dim, Storage<T>::kPair)),
-        num_panels_(index_t(columns_.size()) / kColumns) {}
+        num_panels_(index_t(columns_.size()) / kColumns),
+        scale_(C(call.scale())) {}
 
   void run() {
     queries_ = scratch<C, 10>(num_panels_ * padded_ * kColumns);
@@ -147,28 +150,28 @@ class Prefill {
   }
 
   void attend(index_t panel, index_t first) {
-    index_t at = panel * kColumns;
-    index_t last = columns_[at + kColumns - 1].position;
+    const index_t last = columns_[(panel + 1) * kColumns - 1].position;
     if (last < first) return;
-    index_t n = std::min(kKeys, last - first + 1);
+    const index_t n = std::min(kKeys, last - first + 1), whole = round_up(n, kRows);
     const C* queries = queries_ + panel * padded_ * kColumns;
     C* sums = sums_ + panel * padded_ * kColumns;
-    for (index_t t = 0; t < n; t += kRows)
-      product(keys_ + t * padded_, padded_, 1, queries, padded_, scores_ + t * kColumns, false);
-    hide_later(at, first, n);
-    Softmax<C>* softmax = softmax_.data() + 2 * panel;
-    for (int half = 0; half < 2; ++half) soften(softmax[half], n, half * W, sums, first == 0);
+    for (index_t t = 0; t < whole; t += kRows)
+      product(keys_ + t * padded_, padded_, 1, queries, padded_, scores_ + t * kColumns, nullptr);
+    hide_later(panel * kColumns, first, whole);
+    V kept[2];
+    soften(softmax_.data() + 2 * panel, whole, kept);
     for (index_t d = 0; d < padded_; d += kRows)
-      product(values_ + d, 1, padded_, scores_, n, sums + d * kColumns, first != 0);
+      product(values_ + d, 1, padded_, scores_, n, sums + d * kColumns, first ? kept : nullptr);
   }
 
-  // out[kRows, kColumns] (+)= a[kRows, depth] b[depth, kColumns]
+  // out[kRows, kColumns] = a[kRows, depth] b[depth, kColumns], and what out had times ``kept`` [kColumns]
+  // (null: nothing).
   static void product(const C* a, index_t row_stride, index_t depth_stride, const C* b,
-                      index_t depth, C* out, bool is_added) {
+                      index_t depth, C* out, const V* kept) {
     V sums[kRows][2];
-    if (is_added)
+    if (kept)
 #pragma GCC unroll 16
-      for (int i = 0; i < 2 * kRows; ++i) sums[i / 2][i % 2] = load(out + i * W);
+      for (int i = 0; i < 2 * kRows; ++i) sums[i / 2][i % 2] = load(out + i * W) * kept[i % 2];
     else
 #pragma GCC unroll 16
       for (int i = 0; i < 2 * kRows; ++i) sums[i / 2][i % 2] = V{};
@@ -197,32 +200,30 @@ class Prefill {
     }
   }
 
-  void soften(Softmax<C>& softmax, index_t n, index_t column, C* sums, bool is_first) {
-    C scale = C(call_.scale());
-    C* scores = scores_ + column;
-    V tops[2] = {load(scores), load(scores)};
-    for (index_t t = 1; t + 2 <= n; t += 2)
-      for (int i = 0; i < 2; ++i) tops[i] = max_of(tops[i], load(scores + (t + i) * kColumns));
-    V top = max_of(max_of(tops[0], tops[1]), load(scores + (n - 1) * kColumns));
-    V best = max_of(softmax.best, top * scale);
-    V kept = exp2_of<C>(softmax.best - best), added[2] = {};
-    auto share = [&](index_t t) {
-      V found = exp2_of<C>(load(scores + t * kColumns) * scale - best);
-      store(scores + t * kColumns, found);
-      return found;
-    };
-    index_t t = 0;
-    for (; t + 2 <= n; t += 2) {
-      added[0] += share(t);
-      added[1] += share(t + 1);
-    }
-    if (t < n) added[0] += share(t);
-    softmax.sum = softmax.sum * kept + (added[0] + added[1]);
-    softmax.best = best;
-    if (is_first) return;
-    for (index_t d = 0; d < padded_; ++d) {
-      C* at = sums + d * kColumns + column;
-      store(at, load(at) * kept);
+  // Scores of n keys (whole rows) -> shares, not yet divided by their sum; ``kept`` is what is left
+  // of those of the tiles before.
+  void soften(Softmax<C>* softmax, index_t n, V* kept) {
+    V tops[4][2];  // apart, so that none waits for another
+    for (int i = 0; i < 8; ++i) tops[i / 2][i % 2] = splat<C>(-kInfinity<C>);
+    for (index_t t = 0; t < n; t += 4)
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i)
+        tops[i / 2][i % 2] = max_of(tops[i / 2][i % 2], load(scores_ + t * kColumns + i * W));
+    for (int half = 0; half < 2; ++half) {
+      const V top = max_of(max_of(tops[0][half], tops[1][half]), max_of(tops[2][half], tops[3][half]));
+      const V best = max_of(softmax[half].best, top * scale_);
+      V added[2] = {};
+      for (index_t t = 0; t < n; t += 2)
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          C* score = scores_ + (t + i) * kColumns + half * W;
+          const V share = exp2_of<C, kDegree>(load(score) * scale_ - best);
+          store(score, share);
+          added[i] += share;
+        }
+      kept[half] = exp2_of<C>(softmax[half].best - best);
+      softmax[half].sum = softmax[half].sum * kept[half] + (added[0] + added[1]);
+      softmax[half].best = best;
     }
   }
 
@@ -253,6 +254,7 @@ class Prefill {
   const PrefillWork& work_;
   std::vector<Column> columns_;
   index_t padded_, num_panels_;
+  C scale_;
   C *queries_, *sums_, *keys_, *values_, *scores_;
   std::vector<Softmax<C>> softmax_;
 };

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine.parallel.mesh import solo_groups
 from engine.rank.runner import ModelRunner
@@ -137,6 +139,34 @@ def test_the_answer_holds_log_probabilities_of_the_models_own_logits(
         assert np.allclose(told[row, : 1 + num_best], wanted[row, ids], atol=1e-5)
         is_better = wanted[row] > wanted[row, chosen[row]]
         assert int32(arrays.ranks)[row] == 1 + is_better.sum()
+
+
+@pytest.mark.parametrize("num_computed", [4, 5])
+def test_the_last_layer_multiplies_more_than_keys_and_values_for_sampled_rows_alone(
+    llama_dir: Path, num_computed: int
+) -> None:
+    model = ModelConfig.from_dir(llama_dir)
+    whole = prompt_plan(SlotSampling())
+    step = whole if num_computed == 5 else _without_its_last_token(whole)
+    with ThreadReplica(model_dir=llama_dir, plan=ParallelPlan()) as replica:
+        (runner,) = replica.runners
+        with FlopCounterMode(display=False) as counter:
+            runner.execute(runner.prepare(step))
+    aten, counts = torch.ops.aten, counter.get_flop_counts()["Global"]
+    qkv = model.hidden_size * (model.q_size + 2 * model.num_kv_heads * model.head_dim)
+    layer = qkv + model.hidden_size * (model.q_size + 3 * model.ffn_size)
+    sampled = layer - qkv + model.hidden_size * model.vocab_size
+    products = num_computed * (layer * (model.num_layers - 1) + qkv)
+    products += sampled * (num_computed == 5)
+    assert counts.get(aten.mm, 0) + counts.get(aten.addmm, 0) == 2 * products
+
+
+def _without_its_last_token(step: StepPlan) -> StepPlan:
+    """The first chunk of a prompt of 5, after which nothing is sampled."""
+    shape = StepShape(num_seqs=1, num_prefill_tokens=4)
+    return msgspec.structs.replace(
+        step, shape=shape, query_lens=np.array([4], np.int32).tobytes(), return_logits=False
+    )
 
 
 def test_what_the_rank_waited_for_is_told_with_the_answer(llama_dir: Path) -> None:

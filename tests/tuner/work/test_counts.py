@@ -65,6 +65,18 @@ def test_padding_counts_as_rows() -> None:
     assert work_of(plan, BASE, 9).rows == 2
 
 
+def test_where_the_last_layer_ends_early_only_sampled_rows_are_summed_in_it() -> None:
+    counter = WorkCounter(LLAMA_70B, ParallelPlan(tp=2), DType.BFLOAT16, ends_early=True)
+    for sampled, whole_layers in ((2, 79), (0, 79), (512, 80)):
+        shape = StepShape(num_seqs=1, num_prefill_tokens=512, num_sampled=sampled)
+        work = counter.stage(shape, 0)
+        sums = [c for c in work.collectives if c.kind is CollectiveKind.ALL_REDUCE]
+        rows = sum(c.count * c.num_bytes for c in sums) / (2 * 8192)
+        # Twice a layer, and once the embedding.
+        assert rows == 2 * (512 * whole_layers + sampled * (80 - whole_layers)) + 512
+        assert work.finished_rows == sampled
+
+
 def test_a_tensor_layer_reduces_twice_and_a_sequence_layer_exchanges_twice() -> None:
     shift = work_of(ParallelPlan(sp=8, shift=True), SHIFT, 64)
     base = work_of(ParallelPlan(sp=8), BASE, 64)

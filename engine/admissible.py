@@ -51,7 +51,7 @@ def warnings_of(
 ) -> list[str]:
     """Warnings for whoever puts ``settings`` in force; ``held`` is the plan whose shards ranks
     hold."""
-    found = [settings.threshold_warning] if settings.threshold_warning else []
+    found = settings.warnings
     if settings.plan != held:
         found.append(
             f"ranks still hold the shards of {held}, whose room for KV and mode table stay; for "

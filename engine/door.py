@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -80,7 +81,8 @@ class Door:
         Raises:
             RequestError: too long, or its id is in use.
             OverloadError: more come than the policy admits.
-            QueueFullError: ``max_queue`` requests wait already, at each replica.
+            QueueFullError: there is no room in the queues for it and those that are let in with
+                it. These find room afterwards, whoever came between.
             RankError: no replica serves.
         """
         request = stream.request
@@ -96,7 +98,7 @@ class Door:
                 raise
             except QueueFullError:
                 # If the first request of a call is turned away, so are its others, unseen.
-                self._refused[Refusal.QUEUE_FULL] += max(1, request.num_let_in)
+                self._refused[Refusal.QUEUE_FULL] += request.num_let_in
                 raise
 
     def abort(self, request_id: str, reason: FinishReason) -> None:
@@ -223,22 +225,24 @@ class Door:
         if self._lobby.is_holding:
             self._lobby.hold(stream, max_queue=max_queue)
         else:
-            self._submit(stream)
+            self._submit(stream, stream.request.num_let_in)
         self._admission.take(stream.request)
 
-    def _submit(self, stream: RequestStream, *, has_waited: bool = False) -> None:
-        """Hand it to the replica with the least to do that has room for it. One whose loop ends
-        just now takes none, and is unhealthy then.
+    def _submit(self, stream: RequestStream, num_let_in: int) -> None:
+        """Hand it to the replica with the least to do that has room for its share of
+        ``num_let_in`` requests. One whose loop ends just now takes none, and is unhealthy then.
 
         One whose ranks are being replaced gets a request only where no other serves: that may take
         as long as a program's start.
         """
         full: QueueFullError | None = None
-        for replica in sorted(self._healthy, key=lambda r: (r.is_recovering, r.load_tokens)):
+        healthy = sorted(self._healthy, key=lambda r: (r.is_recovering, r.load_tokens))
+        share = math.ceil(num_let_in / max(1, len(healthy)))
+        for replica in healthy:
             if full is not None and replica.is_recovering:
                 break
             try:
-                replica.submit(stream, has_waited=has_waited)
+                replica.submit(stream, num_let_in=share)
             except QueueFullError as error:
                 full = full or error
             except RankError:
@@ -257,7 +261,7 @@ class Door:
         refused = []
         for stream in held:
             try:
-                self._submit(stream, has_waited=True)
+                self._submit(stream, 0)
             except EngineError as error:
                 refused.append((stream, str(error)))
         return refused

@@ -82,10 +82,12 @@ class Lobby:
         """Keep a new request until :meth:`empty`.
 
         Raises:
-            QueueFullError: ``max_queue`` requests are held already.
+            QueueFullError: with those that are let in with it, more than ``max_queue`` would be
+                held.
         """
-        if max_queue is not None and len(self._held) >= max_queue:
-            raise QueueFullError(f"{len(self._held)} requests wait, max_queue is {max_queue}")
+        num_held, num_let_in = len(self._held), stream.request.num_let_in
+        if max_queue is not None and num_let_in and num_held + num_let_in > max_queue:
+            raise QueueFullError.of(num_held, num_let_in, max_queue)
         self._held[stream.request.request_id] = stream
 
     def abort(self, request_id: str, reason: FinishReason) -> RequestStream | None:

@@ -34,6 +34,11 @@ class LoadRepository:
         )
         return self._session.scalars(query).all()
 
+    def drop_from(self, engine_id: str, start_s: int) -> None:
+        """Drop an engine's minutes that begin at a time or later."""
+        late = sa.and_(EngineLoad.engine_id == engine_id, EngineLoad.start_s >= start_s)
+        self._session.execute(sa.delete(EngineLoad).where(late))
+
     def prune(self, *, before_s: int) -> None:
         """Drop minutes that began before a time."""
         self._session.execute(sa.delete(EngineLoad).where(EngineLoad.start_s < before_s))

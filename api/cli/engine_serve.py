@@ -164,7 +164,7 @@ def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House)
     ends = read_end_tokens(config.model_dir, ModelConfig.from_dir(config.model_dir))
     with ExitStack() as stack:
         listener = stack.enter_context(bind(house.listening.host, house.listening.port))
-        for warning in (config.settings.threshold_warning, house.listening.warning(listener)):
+        for warning in (*config.settings.warnings, house.listening.warning(listener)):
             if warning:
                 log(f"warning: {warning}")
         for notice in (defaults.notice, ends.notice):

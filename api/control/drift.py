@@ -15,6 +15,7 @@ from api.documents.recommendation import recommended_settings
 from api.services import policies, recommendations, retunes
 from api.services.audit import service_caller
 from api.web.context import AppContext
+from api.web.errors import ApiError
 from engine.spec.errors import EngineError
 from engine.spec.plan import ParallelPlan
 from policies.decision import Action
@@ -115,7 +116,7 @@ class DriftLoop:
                 caller=service_caller(ACTOR),
                 reason=f"steps took {memory.ratio:.2f} times what was foreseen",
             )
-        except EngineError as error:  # beyond its envelope or guards: it stays an offer
+        except (ApiError, EngineError) as error:  # beyond its envelope or guards: it stays an offer
             self._log.warning("re-tune not applied", engine=engine.name, error=str(error))
             return False
         self._keep(uow, engine, DriftReason.RETUNE_APPLIED, memory, recommendation_id=offer)

@@ -14,9 +14,13 @@ BACKLOG_S = 1800
 
 
 def keep_load(uow: UnitOfWork, engine: EngineRow, now: datetime) -> None:
-    """Keep the minutes that are over and not kept yet, from the engine's heartbeats."""
+    """Keep the minutes that are over and not kept yet, from the engine's heartbeats; forget those
+    that lie ahead, where a clock that ran ahead was set back."""
     this_minute_s = _minute_s(now)
     last_s = uow.loads.last_start_s(engine.id)
+    if last_s is not None and last_s >= this_minute_s:
+        uow.loads.drop_from(engine.id, this_minute_s)
+        last_s = uow.loads.last_start_s(engine.id)
     next_s = this_minute_s - BACKLOG_S
     if last_s is not None:
         next_s = max(next_s, last_s + int(SLOT_S))

@@ -32,6 +32,7 @@ from tuner.work.counts import MODEL_SIZES
 SCHEMA = "policy/v1"
 ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode", "admission")
 NUMBER_GUARDS = ("max_gpus", "min_interval_s", "max_reshapes_per_h", "drain_s", "retunes_per_day")
+COUNT_GUARDS = ("max_gpus", "max_reshapes_per_h", "retunes_per_day")
 SWITCHES = ("allow_shedding", "apply_retuned")
 ON_DRIFT = "on_drift"
 GUARDS = (*NUMBER_GUARDS, *SWITCHES, ON_DRIFT)
@@ -46,6 +47,8 @@ DEFAULT_GUARDS: Json = {
     "apply_retuned": False,
     ON_DRIFT: OnDrift.PAUSE.value,
 }
+# Models that differ in nothing but their vocabulary are tunings of one: their steps take as long.
+SHAPE = tuple(name for name in MODEL_SIZES if name != "vocab_size")
 # Fields that the service writes itself; a patch may name one only with the value it has.
 FIXED = ("schema", "engine", "provenance")
 
@@ -120,6 +123,7 @@ class PolicyDocument:
                 raise PolicyError(f"/{name}: unknown knob{near}; known here: {known}")
             if name in FIXED and patch[name] != own[name]:
                 raise PolicyError(f"/{name}: is written by the service and cannot be changed")
+        _check_counts(patch.get("guards"))
         return self.from_json(patched(own, patch))
 
 
@@ -203,6 +207,14 @@ def model_from_json(document: Json) -> ModelConfig:
     )
 
 
+def other_shape(tuned: Json, served: Json) -> str | None:
+    """In which sizes two models differ, in words; None: in none, or one of them is not known."""
+    if not tuned or not served:
+        return None
+    differing = [name for name in SHAPE if tuned.get(name) != served.get(name)]
+    return ", ".join(f"{n} {tuned.get(n)}, not {served.get(n)}" for n in differing) or None
+
+
 def check_model(document: Json) -> None:
     """Raises ValueError or TypeError for a model's shape that no model has."""
     try:
@@ -260,6 +272,14 @@ def _checked_guards(guards: Any) -> Json:
         if name == "drain_s" and value is not None and value > MOST_DRAIN_S:
             raise PolicyError(f"/guards/drain_s: {value!r} is more than {MOST_DRAIN_S:g} seconds")
     return guards
+
+
+def _check_counts(guards: Any) -> None:
+    """Half a change an hour would be none. (What is kept is read as it is.)"""
+    for name in COUNT_GUARDS:
+        value = guards.get(name) if isinstance(guards, dict) else None
+        if isinstance(value, float) and not value.is_integer():
+            raise PolicyError(f"/guards/{name}: {value!r} is not a whole number")
 
 
 def _check_on_drift(value: Any) -> None:

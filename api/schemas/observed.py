@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field
 
@@ -21,6 +22,14 @@ UNNAMED = "MODEL"
 Cap = Annotated[int, Field(ge=1, le=MAX_COLUMN), NUMBER]
 
 
+def _check_server_url(url: str) -> str:
+    """As :func:`check_public_url`, for an address that /metrics is put behind."""
+    parts = urlsplit(check_public_url(url))
+    if parts.query or parts.fragment or parts.path.rstrip("/").endswith("/metrics"):
+        raise ValueError("name the server alone, without /metrics and what may follow it")
+    return url
+
+
 class ObserveRequest(Body):
     """A server that runs, and what it was started with; the same name is the same engine."""
 
@@ -28,7 +37,7 @@ class ObserveRequest(Body):
 
     name: str = Field(min_length=1, max_length=120)
     system: Literal["vllm", "sglang"]
-    url: Annotated[str, AfterValidator(check_public_url)] = Field(
+    url: Annotated[str, AfterValidator(_check_server_url)] = Field(
         max_length=280, description="Its address, without /metrics, which the service reads there"
     )
     plan: str = Field(

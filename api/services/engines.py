@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from api.documents.inventory import check_plan, read_inventory
-from api.documents.policy import check_model, envelope_in
+from api.documents.policy import check_model, envelope_in, other_shape
 from api.schemas.serving import EngineRegister, EngineView
 from api.services import identity, leases
 from api.services.audit import record
@@ -37,7 +37,8 @@ def register(
     """Make the engine known, or known again under its name; a fresh credential if it gets one.
 
     A new engine's policy is adopted as version 1. One that comes back is asked to run the policy it
-    had; if it refuses, its own is adopted. Whose a name is, :mod:`api.services.identity` tells.
+    had; if it refuses, or serves another model now, its own is adopted. Whose a name is,
+    :mod:`api.services.identity` tells.
 
     Raises:
         ApiError: 409, the name is that of a live engine, or of an observed one.
@@ -62,6 +63,7 @@ def register(
     else:
         identity.require_name(row, credential, settings)
     issued = _issue(row, credential, is_kept=body.takes_credential)
+    differing = other_shape(body.model, row.model or {})
     row.model_name, row.public_url, row.host = body.model_name, body.public_url, body.host
     row.model, row.envelope = body.model, asdict(envelope_in(body.envelope))
     row.capabilities, row.effective_policy = body.capabilities, in_force.to_json()
@@ -73,6 +75,9 @@ def register(
         row.registered_at = utc_now()
         # A restarted process runs its command line's policy, whatever it ran before.
         row.applied_version = 0
+        if differing is not None:
+            why = f"it serves another model now: {differing}"
+            adopt(uow, row, in_force, caller, reason=why, is_other_model=True)
     record(uow, caller, "engine.register", f"engines/{row.id}", reason=str(in_force.plan))
     leases.renew(uow, [leases.Need.of(row, in_force.plan, body.devices)], settings)
     return row, issued

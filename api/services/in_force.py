@@ -16,12 +16,19 @@ from store.models.base import utc_now
 
 
 def adopt(
-    uow: UnitOfWork, engine: EngineRow, in_force: Settings, caller: Caller, *, reason: str
+    uow: UnitOfWork,
+    engine: EngineRow,
+    in_force: Settings,
+    caller: Caller,
+    *,
+    reason: str,
+    is_other_model: bool = False,
 ) -> PolicyVersion:
     """Make what the engine runs the requested policy, as a version already applied.
 
     What the service adds (SLA, guards, provenance, recommendation, schedule) is that of the last
-    version that was applied and not refused: nothing of a refused one stays.
+    version that was applied and not refused: nothing of a refused one stays. Where the engine
+    serves another model now (``is_other_model``), only SLA and guards stay.
     """
     before = None
     if engine.desired_version:
@@ -31,11 +38,13 @@ def adopt(
         document = PolicyDocument(engine=engine.id, settings=in_force)
     else:
         document = replace(PolicyDocument.from_json(kept.document), settings=in_force)
+    if is_other_model:
+        document = replace(document, provenance={})
     after = document.to_json()
     row = uow.policies.add(
         engine,
         document=after,
-        control=None if kept is None else kept.control,
+        control=None if kept is None or is_other_model else kept.control,
         origin="adopted",
         reason=reason,
         created_by=caller.actor,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from api.aside.process import AsideError, AsideLimits
+from api.documents.tuning_spec import field_of
 from api.schemas.tuning import TuningJobCreate, TuningJobView
 from api.services.audit import record
 from api.services.job_checks import check_job, job_spec, use_upload
@@ -41,7 +42,9 @@ def create(
     )
     if body.cost_model_id is not None:
         uow.cost_models.get(body.cost_model_id)
-    job = uow.jobs.add(spec=job_spec(body), num_trials=body.trials, created_by=caller.actor)
+    spec = job_spec(body)
+    num_trials = field_of(spec, "trials")
+    job = uow.jobs.add(spec=spec, num_trials=num_trials, created_by=caller.actor)
     job.cost_model_id = body.cost_model_id
     job.workload_id = None if upload is None else upload.id
     uow.jobs.append_event(job.id, "state", {"state": JobState.QUEUED, "reason": job.reason})

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from api.documents.inventory import check_plan, read_inventory
 from api.documents.policy import (
-    Change,
     PolicyDocument,
     check_limits,
     differences,
@@ -170,7 +169,7 @@ def write(
             model=engine.model,
             capabilities=engine.capabilities,
         ),
-        warnings=_warnings(after, changes),
+        warnings=after.settings.warnings if changes else [],
         policy=view(engine, version),
     )
 
@@ -254,8 +253,3 @@ def _predicted(uow: UnitOfWork, control: Json | None, settings: Settings) -> Jso
     if recommendation_id is None:
         return None
     return predicted_for(uow.recommendations.get(recommendation_id).document, settings)
-
-
-def _warnings(after: PolicyDocument, changes: list[Change]) -> list[str]:
-    warning = after.settings.threshold_warning
-    return [warning] if warning and changes else []

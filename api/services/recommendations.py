@@ -7,7 +7,7 @@ from dataclasses import replace
 from api.documents.answer import read_recommendation
 from api.documents.inventory import weights_held
 from api.documents.launch import launch_for
-from api.documents.policy import PolicyDocument, envelope_in, model_from_json
+from api.documents.policy import PolicyDocument, envelope_in, model_from_json, other_shape
 from api.documents.recommendation import recommended_settings, within_envelope
 from api.schemas.launch import LaunchView
 from api.schemas.observed import UNNAMED
@@ -22,6 +22,8 @@ from store.models import EngineRow, RecommendationRow
 from store.models.base import Json
 from tuner.launch.command import System
 from tuner.spec.errors import TunerError
+from tuner.work.counts import model_sizes
+from tuner.work.models import find_model
 
 
 def apply(
@@ -40,7 +42,7 @@ def apply(
     at once; its settings stay where the service cannot restart it, which is warned of.
 
     Raises:
-        ApiError: 409, the job found nothing to recommend.
+        ApiError: 409, the job found nothing to recommend, or for another model.
         PolicyError: caps above the engine's envelope, with the class the change would need.
     """
     engine = uow.engines.get(engine_id, for_update=True)
@@ -51,7 +53,7 @@ def apply(
     told = [
         *found.warnings,
         *left_out,
-        *_other_model(uow, recommendation_id, engine),
+        *_other_name(uow, recommendation_id, engine),
         *_other_weights(uow, recommendation_id, engine),
     ]
     return found.model_copy(update={"warnings": told})
@@ -64,9 +66,10 @@ def as_policy(
     words what of it the engine cannot be asked for.
 
     Raises:
-        ApiError: 409, the job found nothing to recommend.
+        ApiError: 409, the job found nothing to recommend, or for another model.
     """
     recommendation = _recommended(uow, recommendation_id)
+    _require_model(uow, recommendation, engine)
     settings, left_out = observed.settings_for(
         uow, engine, before.settings, recommended_settings(recommendation.document)
     )
@@ -90,17 +93,35 @@ def as_policy(
     return after, control, left_out
 
 
-def _other_model(uow: UnitOfWork, recommendation_id: str, engine: EngineRow) -> list[str]:
-    """That another model was tuned, as far as names tell."""
-    job_id = uow.recommendations.get(recommendation_id).job_id
-    job = None if job_id is None else uow.jobs.find(job_id)
-    tuned, served = (
-        _name("" if job is None else job.spec.get("model_dir", "")),
-        _name(engine.model_name),
-    )
+def _require_model(uow: UnitOfWork, recommendation: RecommendationRow, engine: EngineRow) -> None:
+    """Raises ApiError where a model of other sizes was tuned."""
+    served = engine.model
+    if not served and (found := find_model(engine.model_name)) is not None:
+        served = model_sizes(found)
+    differing = other_shape(recommendation.document.get("model") or {}, served)
+    if differing is not None:
+        raise ApiError(
+            409,
+            "other_model",
+            f"it was tuned for {_tuned_model(uow, recommendation) or 'another model'}, and engine "
+            f"{engine.name} serves {engine.model_name} ({differing}): tune for the model that the "
+            "engine serves, or apply it to an engine that serves the other",
+        )
+
+
+def _other_name(uow: UnitOfWork, recommendation_id: str, engine: EngineRow) -> list[str]:
+    """That a model of another name was tuned; it may be the same one all the same."""
+    tuned = _tuned_model(uow, uow.recommendations.get(recommendation_id))
+    served = _name(engine.model_name)
     if not tuned or served in (tuned, UNNAMED):
         return []
     return [f"tuned for {tuned}, and the engine serves {served}: see that they are one model"]
+
+
+def _tuned_model(uow: UnitOfWork, recommendation: RecommendationRow) -> str:
+    """The name of the model that was tuned; empty: not known."""
+    job = None if recommendation.job_id is None else uow.jobs.find(recommendation.job_id)
+    return _name("" if job is None else job.spec.get("model_dir", ""))
 
 
 def _other_weights(uow: UnitOfWork, recommendation_id: str, engine: EngineRow) -> list[str]:

@@ -252,10 +252,15 @@ class ServiceSettings(BaseSettings):
         """The database to use; makes the data folder when the default is taken.
 
         Raises:
-            StoreError: the folder cannot be made.
+            StoreError: the folder cannot be made, or no URL can name it.
         """
         if self.database_url is not None:
             return self.database_url
+        if "?" in str(self.data_dir):
+            raise StoreError(
+                f"data folder {self.data_dir} has a '?', where the path in a database's URL ends; "
+                f"name another one with {PREFIX}DATA_DIR"
+            )
         try:
             self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

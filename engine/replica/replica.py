@@ -138,9 +138,9 @@ class Replica:
         """Wait for the executor. Raises what its start raised."""
         return self._started.result()
 
-    def submit(self, stream: RequestStream, *, has_waited: bool = False) -> None:
-        """Accept one request, whose length and id the door has checked. ``has_waited``: the
-        admission limit was applied to it before.
+    def submit(self, stream: RequestStream, *, num_let_in: int = 1) -> None:
+        """Accept one request, whose length and id the door has checked; ``num_let_in`` as for
+        :meth:`Scheduler.admit`.
 
         Raises:
             QueueFullError: the admission limit is reached.
@@ -148,7 +148,7 @@ class Replica:
         """
         request = stream.request
         with self._counting:
-            self.scheduler.admit(request, has_waited=has_waited)
+            self.scheduler.admit(request, num_let_in=num_let_in)
         self._accepted.enter(stream)
         if not self._mailbox.post(lambda: self._add(stream)):
             self._load.turn_away(request)

@@ -137,22 +137,23 @@ class Scheduler:
 
     # -- commands ----------------------------------------------------------------------------
 
-    def admit(self, request: Request, *, has_waited: bool = False) -> None:
-        """Enter a request in the load book, to :meth:`add` it when it arrives; ``has_waited``: the
-        queue's limit was applied to it elsewhere.
+    def admit(self, request: Request, *, num_let_in: int = 1) -> None:
+        """Enter a request in the load book, to :meth:`add` it when it arrives; ``num_let_in``: so
+        many must find room, itself included; 0: the queue's limit was applied to it before.
 
         A request for which there is a free row does not count as waiting, unless the one in front
         was refused that row. Other threads than the scheduler's may call; all callers share one
         lock.
 
         Raises:
-            QueueFullError: ``caps.max_queue`` requests wait already, or are on their way.
+            QueueFullError: more than ``caps.max_queue`` requests would wait, or be on their way.
         """
         caps, num_waiting = self.packer.caps, len(self.waiting) + self.roster.load.num_coming
-        if caps.max_queue is not None and not has_waited:
+        if caps.max_queue is not None and num_let_in:
             num_free = max(0, caps.max_num_seqs - len(self.running))
-            if num_waiting - (0 if self.waiting.is_blocked else num_free) >= caps.max_queue:
-                raise QueueFullError(f"{num_waiting} requests wait, max_queue is {caps.max_queue}")
+            num_more = num_let_in - 1 - (0 if self.waiting.is_blocked else num_free)
+            if num_waiting + num_more >= caps.max_queue:
+                raise QueueFullError.of(num_waiting, num_let_in, caps.max_queue)
         self.roster.load.enter(request)
 
     def add(self, request: Request, *, is_in_book: bool = False) -> Sequence:

@@ -139,7 +139,7 @@ class KnobPlane:
                 "changes": changes,
                 "class": max(changes.values(), key=lambda c: c.rank, default=None),
                 "diff": _diff(old, new, changes, held),
-                "warnings": _warnings(new),
+                "warnings": new.settings.warnings,
                 "dry_run": is_dry_run,
             }
             if is_dry_run and moves_ranks(changes):
@@ -311,8 +311,3 @@ def _value_at(document: dict[str, Any], knob: str) -> Any:
     for key in knob.split("."):
         value = (value or {}).get(key)  # what is as by default may be left out
     return value
-
-
-def _warnings(policy: EnginePolicy) -> list[str]:
-    warning = policy.settings.threshold_warning
-    return [warning] if warning else []

@@ -22,6 +22,12 @@ class RequestError(EngineError):
 class QueueFullError(EngineError):
     """The admission limit is reached; try again later."""
 
+    @classmethod
+    def of(cls, num_waiting: int, num_let_in: int, max_queue: int) -> QueueFullError:
+        """``num_let_in`` requests that come together find ``num_waiting`` in the queue."""
+        more = f", {num_let_in} come together" if num_let_in > 1 else ""
+        return cls(f"{num_waiting} requests wait{more}, max_queue is {max_queue}")
+
 
 class OverloadError(QueueFullError):
     """More requests come than the policy admits; after ``retry_s`` seconds this one would be let

@@ -177,11 +177,20 @@ class Settings:
         return self.plan.shift and self.pin == AUTO
 
     @property
-    def threshold_warning(self) -> str | None:
-        """What is doubtful about the threshold, if it is the threshold that decides."""
-        if not self.is_by_threshold:
-            return None
-        return shift_warning(self.plan, self.largest_below_base, self.caps.max_num_seqs)
+    def warnings(self) -> list[str]:
+        """What is doubtful: a threshold that decides, and caps of which one makes another vain."""
+        caps = self.caps
+        found: list[str | None] = []
+        if self.is_by_threshold:
+            found.append(shift_warning(self.plan, self.largest_below_base, caps.max_num_seqs))
+        most = caps.max_num_batched_tokens * self.plan.pp
+        if most < caps.max_num_seqs:
+            found.append(
+                f"max_num_batched_tokens {caps.max_num_batched_tokens} is too small for "
+                f"max_num_seqs {caps.max_num_seqs}: {most} sequences at most decode at a time, and "
+                "prompts get only the tokens that these leave"
+            )
+        return [warning for warning in found if warning is not None]
 
     def with_hot(self, other: Settings) -> Settings:
         """These settings with thresholds, rungs, caps and pin of ``other``."""

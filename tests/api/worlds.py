@@ -130,15 +130,15 @@ def recommendation_document() -> Json:
     }
 
 
-def add_recommendation(database: Database, **spec: Any) -> str:
-    """Keep a recommendation as a finished job would."""
+def add_recommendation(database: Database, *, model: Json | None = None, **spec: Any) -> str:
+    """Keep a recommendation as a finished job would; ``model``: the sizes of the tuned one."""
     with database.begin() as uow:
         job = uow.jobs.add(spec=spec, num_trials=1, created_by="key_test")
         return uow.recommendations.add(
             job_id=job.id,
             cost_model_id=None,
             sla="p95_ttft_ms<=500",
-            document=recommendation_document(),
+            document=recommendation_document() | ({} if model is None else {"model": model}),
             schedule=schedule().to_json(),
             warnings=[],
         ).id

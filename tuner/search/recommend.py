@@ -238,9 +238,7 @@ def _recommendation(
     recommendation = make_recommendation(
         context, trials, selection, best, document, None if table is None else table.table
     )
-    notes = [] if table is None else [*table.warnings]
-    if (warning := best.settings.threshold_warning) is not None:
-        notes.append(warning)
+    notes = [*(() if table is None else table.warnings), *best.settings.warnings]
     if best.fidelity is Fidelity.SIMULATED:
         notes.append("the recommended plan was simulated, not run: measure it before use")
     return recommendation, notes

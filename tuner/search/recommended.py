@@ -28,6 +28,7 @@ from tuner.search.schedule import build_schedule
 from tuner.search.trials import TrialRecord
 from tuner.search.unguided import lone_band
 from tuner.simulation.step_samples import summed
+from tuner.work.counts import model_sizes
 from tuner.workload.slices import head
 
 PREDICTED_REQUESTS = 4000
@@ -66,6 +67,7 @@ def make_recommendation(
     paced = _paced_document(context, settings) if context.spec.probe_paced else None
     return Recommendation(
         settings=settings,
+        model=model_sizes(context.model),
         fidelity=best.fidelity,
         predicted=simulated,
         predicted_point=predicted,

@@ -58,16 +58,17 @@ class Confirmation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """The settings to run, with everything that speaks for them.
+    """The settings to run ``model`` with, and everything that speaks for them.
 
-    ``predicted`` are simulated metrics, ``measured`` a whole measurement document or None;
-    ``point`` is what the choice was made on, ``probability`` its P(SLA met), ``launch`` how to
-    serve with the settings, ``cost`` what that costs where a price is known, ``capacity_table``
-    what rate each plan carries, where that was asked for. ``expected_steps`` are those of the
-    simulation, by mode and size: what live ones are compared with.
+    ``model`` has its sizes, ``predicted`` are simulated metrics, ``measured`` a whole measurement
+    document or None; ``point`` is what the choice was made on, ``probability`` its P(SLA met),
+    ``launch`` how to serve with the settings, ``cost`` what that costs where a price is known,
+    ``capacity_table`` what rate each plan carries, where that was asked for. ``expected_steps`` are
+    those of the simulation, by mode and size: what live ones are compared with.
     """
 
     settings: Settings
+    model: dict[str, Any]
     fidelity: Fidelity
     predicted: dict[str, Any]
     predicted_point: OperatingPoint
@@ -89,6 +90,7 @@ class Recommendation:
         return {
             "settings": self.settings.to_json(),
             "num_devices": self.settings.plan.world_size,
+            "model": self.model,
             "fidelity": self.fidelity.value,
             "predicted": self.predicted,
             "measured": self.measured["metrics"] if self.measured else None,

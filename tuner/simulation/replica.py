@@ -75,7 +75,7 @@ class SimulatedReplica:
         """Queue a request; ``has_waited``: the queue's limit was applied to it before. Raises
         RequestError or QueueFullError like the live scheduler."""
         self._scheduler.check_request(request)
-        self._scheduler.admit(request, has_waited=has_waited)
+        self._scheduler.admit(request, num_let_in=0 if has_waited else 1)
         self._turns.add(request)
 
     def launch(self, now_s: float, horizon_s: float) -> None:

@@ -316,6 +316,7 @@ def test_a_variable_that_cannot_be_used_is_named(
     [
         (("serve",), "PORT=abc", "GEARSHIFT_PORT=abc: "),
         (("serve",), "DATA_DIR=/proc/x", "data folder /proc/x cannot be made"),
+        (("serve",), "DATA_DIR=what?", "data folder what? has a '?'"),
         (("serve",), "HOST=" + "x" * 300, "cannot listen on xxx"),
         (("model", "create", "/proc/x"), "PORT=abc", "/proc/x: cannot be written"),
         (("generate", "--model", "./nope", "--prompt", "x"), "PORT=0", "nope: no such folder"),

@@ -22,7 +22,7 @@ from policies.controller import ControlMemory
 from policies.decision import SmoothedLoad
 from store import Database
 from store.engines import Window
-from store.models import Heartbeat
+from store.models import EngineLoad, Heartbeat
 from store.models.base import utc_now
 from tests.api.control.control_world import beat, decisions, scheduled
 from tests.api.worlds import (
@@ -172,8 +172,22 @@ def test_a_clock_that_was_set_back_holds_nothing_up(
         assert engine.control_memory is not None
         changed_s = (utc_now() + ahead).timestamp()
         engine.control_memory = {**engine.control_memory, "changed_s": changed_s}
+        this_minute_s = int(utc_now().timestamp() // 60 * 60)
+        uow.loads.add(
+            EngineLoad(
+                engine_id=engine_id,
+                start_s=this_minute_s + offset_s,
+                seen_s=60.0,
+                requests=300.0,
+                input_tokens=300.0,
+                output_tokens=300.0,
+            )
+            for offset_s in (-120, int(ahead.total_seconds()))
+        )
     beat(client, engine_id, 60)
     controller.tick()
+    # No hour between that minute and now is made up, and minutes are kept again from now on.
+    assert client.get(f"/v1/forecasts/{engine_id}").json()["history_slots"] < 10
     assert decisions(client, engine_id)[0] == ("move", "load_up")
     newest = client.get("/v1/decisions", params={"engine_id": engine_id}).json()[0]
     assert newest["observed"]["rate_rps"] == 60.0

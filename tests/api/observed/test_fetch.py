@@ -67,7 +67,14 @@ def test_a_name_that_leads_nowhere_is_unreachable() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://169.254.169.254", "http://user:secret@host", "ftp://host", "http://[::]:8000"],
+    [
+        "http://169.254.169.254",
+        "http://user:secret@host",
+        "ftp://host",
+        "http://[::]:8000",
+        "http://10.0.0.1:8000/metrics",
+        "http://10.0.0.1:8000?key=secret",
+    ],
 )
 def test_an_address_that_must_not_be_called_is_not_observed(client: TestClient, url: str) -> None:
     body = {"name": "chat", "system": "vllm", "url": url, "plan": "tp=1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
+from api.documents.policy import model_to_json
 from api.schemas.serving import EngineRegister, HeartbeatIn
 from api.services import engines, heartbeats
 from api.services.audit import service_caller
@@ -21,7 +23,14 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from store import Database
 from store.models.base import utc_now
-from tests.api.worlds import acknowledge, engine_body, heartbeat_body, register
+from tests.api.worlds import (
+    acknowledge,
+    add_recommendation,
+    engine_body,
+    heartbeat_body,
+    register,
+)
+from tests.models import MODEL
 from tests.waiting import wait_until
 
 
@@ -46,6 +55,26 @@ def test_the_same_name_is_the_same_engine_and_is_asked_to_run_its_policy_again(
     engine = client.get(f"/v1/engines/{engine_id}").json()
     assert (engine["desired_version"], engine["applied_version"]) == (1, 0)
     assert len(client.get("/v1/engines").json()) == 1
+
+
+def test_an_engine_that_comes_back_with_another_model_is_not_asked_for_the_policy_of_the_old_one(
+    client: TestClient, database: Database
+) -> None:
+    engine_id = register(client)
+    tuned = add_recommendation(database)
+    client.post(f"/v1/recommendations/{tuned}:apply", json={"engine_id": engine_id})
+    acknowledge(client, engine_id)
+    client.post(f"/v1/engines/{engine_id}:deregister")
+    larger = model_to_json(replace(MODEL, num_layers=4))
+    assert register(client, model=larger) == engine_id
+    engine = client.get(f"/v1/engines/{engine_id}").json()
+    assert (engine["desired_version"], engine["applied_version"]) == (3, 3)
+    assert (engine["recommendation_id"], engine["sla"]) == (None, "p95_ttft_ms<=500")
+    policy = client.get(f"/v1/engines/{engine_id}/policy").json()["requested"]
+    assert policy["caps"] == engine_body()["policy"]["caps"]
+    assert policy["provenance"] == {}
+    versions = client.get(f"/v1/engines/{engine_id}/policy/versions").json()
+    assert versions[0]["reason"] == "it serves another model now: num_layers 4, not 2"
 
 
 def test_a_policy_that_cannot_be_read_is_422(client: TestClient) -> None:

@@ -97,6 +97,7 @@ def test_a_merge_patch_keeps_what_it_does_not_name_and_null_means_default(
         ({"caps": {"max_num_seqs": "many"}}, "/caps/max_num_seqs"),
         ({"guards": {"max_cost": 1}}, "/guards/max_cost"),
         ({"guards": {"drain_s": 1e6}}, "/guards/drain_s"),
+        ({"guards": {"max_reshapes_per_h": 0.5}}, "/guards/max_reshapes_per_h"),
         ({"scheduler": {"order": "random"}}, "/scheduler/order"),
         ({"engine": "eng_other"}, "/engine"),
     ],

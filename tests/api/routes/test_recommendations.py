@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import httpx
 from starlette.testclient import TestClient
 
 from store import Database
 from tests.api.worlds import CALM, add_recommendation, engine_body, recommendation_document
+from tests.models import MODEL
+from tuner.work.counts import model_sizes
 
 
 def test_a_recommendation_is_exported_as_the_command_of_a_system_that_can_run_it(
@@ -42,6 +45,28 @@ def test_a_recommendation_for_a_model_of_another_name_is_applied_with_a_warning(
     assert warnings("qwen3-32b") == [
         f"tuned for qwen3-32b, and the engine serves {served}: see that they are one model"
     ]
+
+
+def test_a_recommendation_for_a_model_of_other_sizes_is_not_applied(
+    client: TestClient, database: Database
+) -> None:
+    engine_id = client.post("/v1/engines", json=engine_body()).json()["id"]
+    served = model_sizes(MODEL)
+
+    def applied(path: str = ":apply", **sizes: int) -> httpx.Response:
+        found = add_recommendation(database, model=served | sizes, model_dir="llama-3.1-70b")
+        body = {"engine_id": engine_id, "reason": "a test"}
+        if path == ":apply":
+            return client.post(f"/v1/recommendations/{found}:apply", json=body)
+        return client.post("/v1/rollouts", json={**body, "recommendation_id": found})
+
+    for path in (":apply", "rollout"):
+        refused = applied(path, num_layers=80)
+        assert (refused.status_code, refused.json()["code"]) == (409, "other_model")
+        told = refused.json()["detail"]
+        assert "for llama-3.1-70b, and engine chat serves tiny (num_layers 80, not 2): tune" in told
+    assert client.get(f"/v1/engines/{engine_id}").json()["desired_version"] == 1
+    assert applied(vocab_size=served["vocab_size"] + 8).status_code == 200  # a tuning of it
 
 
 def test_what_recommends_nothing_or_was_tuned_on_own_ranks_is_not_exported(

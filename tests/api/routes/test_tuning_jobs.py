@@ -152,6 +152,13 @@ def test_a_budget_of_device_time_is_kept_with_the_job(client: TestClient, job_bo
     assert answer.json()["spec"]["options"] == {"budget": "device_minutes=30"}
 
 
+def test_trials_that_stand_among_the_options_are_those_that_are_run(
+    client: TestClient, job_body: Json
+) -> None:
+    answer = _create(client, {**job_body, "options": {"trials": 7}})
+    assert answer.json()["num_trials"] == 7
+
+
 @pytest.mark.parametrize("engine", [{"engine": "vllm"}, {"engine_command": "touch /tmp/x"}])
 def test_nobody_names_a_command_over_rest(client: TestClient, job_body: Json, engine: Json) -> None:
     answer = _create(client, {**job_body, "hardware": "local", "options": engine})

@@ -56,7 +56,7 @@ def test_those_on_their_way_count_for_the_limit_of_the_queue() -> None:
         scheduler.admit(make_request(name))
     with pytest.raises(QueueFullError, match="3 requests wait, max_queue is 2"):
         scheduler.admit(make_request("late"))
-    scheduler.admit(make_request("held"), has_waited=True)
+    scheduler.admit(make_request("held"), num_let_in=0)
     assert (book.tokens, book.num_coming) == (4 * 15, 4)
 
 

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.spec.settings import Caps
 from tests.engine.server.conftest import MODEL, Server, refusal, serving, simulated_engine
+from tests.waiting import wait_until
 
 # So slow that nothing is filled up while a test runs; and so fast that it is full again at once.
 SLOW_RPS, FAST_RPS = 0.01, 1e6
@@ -96,16 +97,24 @@ def test_choices_of_one_call_come_in_together_or_not_at_all(full: Server) -> Non
 
 
 def test_a_call_that_the_queue_has_no_room_for_counts_with_all_its_choices(full: Server) -> None:
-    refused = "gearshift_requests_refused_total"
+    refused, objectives = "gearshift_requests_refused_total", "gearshift_slo_requests_total"
     before = metric(full, refused, reason="queue_full") or 0.0
-    patch(full, {"caps": {"max_num_seqs": 1, "max_queue": 0}})
+    patch(full, {"caps": {"max_num_seqs": 1, "max_queue": 2}})
     body = {"model": MODEL, "prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
     with full.http.stream("POST", "/v1/completions", json=body) as running:
         lines = running.iter_lines()  # kept: the connection is closed with its iterator
         next(lines)
-        assert ask(full, n=5).status_code == 429
+        full.http.headers["x-slo-ttft-ms"] = "900"
+        answer = ask(full, n=5)
+        del full.http.headers["x-slo-ttft-ms"]
+        assert answer.status_code == 429
+        assert "0 requests wait, 5 come together, max_queue is 2" in answer.text
+    wait_until(lambda: full.engine.stats().running == 0)
+    assert ask(full, n=3).status_code == 200  # one runs, two wait
     patch(full, {"caps": {"max_num_seqs": 16, "max_queue": None}})
     assert metric(full, refused, reason="queue_full") == before + 5
+    assert metric(full, objectives, outcome="errored") == 5
+    assert metric(full, objectives, outcome="cut") == 0
 
 
 def test_a_stream_that_was_accepted_goes_on_whatever_is_admitted_then(full: Server) -> None:

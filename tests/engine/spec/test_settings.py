@@ -141,10 +141,18 @@ def test_a_mode_that_the_plan_does_not_have_is_refused_with_those_it_has(
 
 def test_a_threshold_is_doubted_only_while_it_decides() -> None:
     low = replace(SETTINGS, threshold_tokens=8, caps=Caps(max_num_seqs=64))
-    assert "below max_num_seqs 64" in (low.threshold_warning or "")
-    assert replace(low, pin=TABLE).threshold_warning is None
+    assert "below max_num_seqs 64" in low.warnings[0]
+    assert replace(low, pin=TABLE).warnings == []
     with pytest.raises(PolicyError, match="threshold_tokens=-1"):
         replace(SETTINGS, threshold_tokens=-1)
+
+
+def test_a_cap_of_tokens_that_leaves_prompts_none_is_doubted() -> None:
+    narrow = Settings(caps=Caps(max_num_seqs=64, max_num_batched_tokens=32))
+    (told,) = narrow.warnings
+    assert told.startswith("max_num_batched_tokens 32 is too small for max_num_seqs 64: 32 seq")
+    # With two stages, half of the sequences are in a step.
+    assert replace(narrow, plan=ParallelPlan(pp=2)).warnings == []
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,7 @@ def _mended(judged: Judged) -> Iterator[str]:
     yield "* **Not taken: a slower process.** Searched along its range, all else as fitted, a token"
     yield "  takes 65 to 95 us without the 8B (the fit's measure says no more), 85 us without any"
     yield "  other group and on all. The fit is linear about 65 us and finds 64 to 70. With 90 us"
-    yield "  the 8B's 128 clients, held out, are off by -36 % in the log, not -80 %."
+    yield "  the 8B's 128 clients, held out, are off by -0.36 in the log, not -0.80."
     yield "* Before: block-scaled products by DeepGEMM's law (Qwen3-32B's decodes were 10 % too"
     yield "  slow); keys and values in fp8 for fp8 models on TensorRT-LLM; prompts that wait for"
     yield "  others (`batch_wait_timeout_iters`, `batch_wait_max_tokens_ratio`); the second round,"

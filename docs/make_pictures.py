@@ -37,7 +37,7 @@ from tuner.workload.workload import Workload
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "pictures"
-ERRORS = ROOT / "benchmarks" / "reports" / "2026-11-30-end-to-end.md"
+ERRORS = ROOT / "benchmarks" / "reports" / "2026-12-01-end-to-end.md"
 MODEL, NODE = "llama-3.1-70b", "8xh200"
 BURSTS = "burst:rate=1,peak=8,on_s=10,off_s=20,seconds=90,input=2048,output=128"
 SLA = "p95_ttft_ms<=2000,p95_tpot_ms<=60"

@@ -57,6 +57,9 @@ COMMON = (
 )
 # Sampling and output, half of that engine's work per sequence, begin with a step's results.
 EXPOSED = Parameter(part="host", name="exposed_seq_s", start=2.3e-5, spread=4e-5)
+# Systems whose answers are made by the process that sends them: ``token_s`` has that work, and the
+# host's does not.
+SENDING_APART = ("trtllm",)
 # What systems differ in. TensorRT-LLM replays graphs only in steps of decodes alone, by default
 # (its documentation), and starts every kernel of the others from Python: an eager step of 32 layers
 # takes engines in Python some 15 ms. Its server streams from one process of Python by default. A
@@ -67,7 +70,8 @@ OWN = {
     "trtllm": (
         Parameter(part="host", name="prompt_layer_s", start=4.5e-4, spread=2e-4),
         Parameter(part="front_end", name="token_s", start=6.5e-5, spread=2.5e-5),
-        EXPOSED,
+        # Sampling alone.
+        replace(EXPOSED, start=1.1e-5),
     ),
     "vllm": (EXPOSED,),
 }
@@ -114,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parameters_of(name: str, data: Path) -> tuple[Parameter, ...]:
     """What is fitted for the system ``name``."""
-    measured = measured_host(data)
+    measured = host_of(name, data)
     starts = {"step_s": _rounded(measured.step_s), "seq_s": _rounded(measured.seq_s)}
     host = tuple(
         Parameter(part="host", name=field, start=starts[field], spread=spread)
@@ -149,7 +153,7 @@ def fit_backend(name: str, data: Path, *, processes: int) -> Backend:
         held_out=tuple(held_out_group(fold) for fold in held_out),
     )
     profile = with_values(start, parameters, [_rounded(value) for value in whole.values])
-    host = replace(profile.host, shares=measured_host(data).shares)
+    host = replace(profile.host, shares=host_of(name, data).shares)
     return replace(
         profile,
         version=VERSION,
@@ -189,6 +193,23 @@ class HostMeasured:
     step_s: float
     seq_s: float
     shares: HostShares
+
+
+def host_of(name: str, data: Path) -> HostMeasured:
+    """What of :func:`measured_host` the scheduler's process of the system ``name`` does."""
+    measured = measured_host(data)
+    if name not in SENDING_APART:
+        return measured
+    shares = measured.shares
+    kept = 1 - shares.output
+    schedule, sample = (round(share / kept, 3) for share in (shares.schedule, shares.sample))
+    return HostMeasured(
+        step_s=kept * measured.step_s,
+        seq_s=kept * measured.seq_s,
+        shares=HostShares(
+            schedule=schedule, input=round(1 - schedule - sample, 3), sample=sample, output=0.0
+        ),
+    )
 
 
 def measured_host(data: Path) -> HostMeasured:

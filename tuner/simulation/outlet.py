@@ -1,4 +1,4 @@
-"""The process that sends the tokens of one replica to its clients, one after the other."""
+"""The process between one replica and its clients: requests in, tokens out, one after the other."""
 
 from __future__ import annotations
 
@@ -11,13 +11,26 @@ from tuner.simulation.log import FloatArray, IntArray, TokenLog
 
 class Outlet:
     """Stamps tokens in ``log`` as clients see them: ``busy_s`` for each, in the order in which they
-    come, once those before are out. With 0 every token is out as its step ends.
+    come, once what came before is done. With 0 every token is out as its step ends.
     """
 
     def __init__(self, log: TokenLog, *, busy_s: float) -> None:
         self._log = log
         self._busy_s = busy_s
         self._free_s = 0.0
+        # The last step whose tokens were sent: its end, and since when there was time for them.
+        self._last_s = self._before_s = 0.0
+
+    def take_in(self, at_s: float, seconds: float) -> float:
+        """When a request is in that comes at ``at_s`` and takes so many ``seconds``."""
+        if self._last_s <= at_s:
+            self._free_s = max(self._free_s, at_s) + seconds
+            return self._free_s
+        # Tokens of a step that ends later have their stamps; the time for them comes later.
+        sent_s = self._free_s - max(self._before_s, self._last_s)
+        self._before_s = max(self._before_s, at_s) + seconds
+        self._free_s = max(self._before_s, self._last_s) + sent_s
+        return self._before_s
 
     def stamp(self, rows: IntArray, when_s: float) -> None:
         """One token for each of ``rows``, in this order, of a step that ends at ``when_s``."""
@@ -25,6 +38,7 @@ class Outlet:
             self._log.stamp(rows, when_s)
             return
         begun_s = max(self._free_s, when_s)
+        self._before_s, self._last_s = self._free_s, when_s
         sent: FloatArray = np.arange(1, len(rows) + 1, dtype=np.float64)
         self._log.stamp(rows, begun_s + self._busy_s * sent)
         self._free_s = begun_s + self._busy_s * len(rows)

@@ -71,6 +71,11 @@ class SimulatedReplica:
 
     # -- commands ----------------------------------------------------------------------------
 
+    def take_in(self, at_s: float, seconds: float) -> float:
+        """When its front end has taken in a request that comes at ``at_s``, in so many
+        ``seconds`` once it is that one's turn."""
+        return self._steps.outlet.take_in(at_s, seconds)
+
     def add(self, request: Request, *, has_waited: bool = False) -> None:
         """Queue a request; ``has_waited``: the queue's limit was applied to it before. Raises
         RequestError or QueueFullError like the live scheduler."""

@@ -15,11 +15,13 @@ NEVER_S = float("inf")
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Request ``number`` was sent at ``sent_s`` and is seen by the scheduler at ``seen_s``."""
+    """Request ``number`` was sent at ``sent_s`` and is seen by the scheduler at ``seen_s``;
+    ``is_in``: it has been taken in, else that is to be asked for first."""
 
     number: int
     sent_s: float
     seen_s: float
+    is_in: bool
 
 
 class RequestSource:
@@ -45,7 +47,7 @@ class RequestSource:
         self._maker = PromptMaker(seed=seed, vocab_size=vocab_size) if has_content else None
         self._zeros: dict[int, tuple[int, ...]] = {}
         self._sampling: dict[int, SamplingParams] = {}
-        self._on_the_way: list[tuple[float, int, float]] = []
+        self._on_the_way: list[tuple[float, int, bool]] = []
         self._next = 0
         if self._closed is None:
             for arrival in workload.arrivals:
@@ -56,13 +58,21 @@ class RequestSource:
 
     @property
     def next_s(self) -> float:
-        """When the scheduler sees the next request, as far as is known."""
+        """When the next request comes or is seen by the scheduler, as far as is known."""
         return self._on_the_way[0][0] if self._on_the_way else NEVER_S
 
     def take(self) -> Sent:
-        """The next request to be seen."""
-        seen_s, number, sent_s = heapq.heappop(self._on_the_way)
-        return Sent(number=number, sent_s=sent_s, seen_s=seen_s)
+        """The next request to be taken in (:meth:`come_in` once it is), or to be seen."""
+        seen_s, number, is_in = heapq.heappop(self._on_the_way)
+        return Sent(number=number, sent_s=self.sent_s[number], seen_s=seen_s, is_in=is_in)
+
+    def seconds_in(self, sent: Sent) -> float:
+        """What it takes to take a request in."""
+        return self._front_end.seconds_in(self._arrivals[sent.number].input_tokens)
+
+    def come_in(self, sent: Sent, seen_s: float) -> None:
+        """The scheduler sees a request at ``seen_s``."""
+        heapq.heappush(self._on_the_way, (seen_s, sent.number, True))
 
     def follow_up(self, ended_s: float) -> None:
         """Send the next request of a closed loop, once the client knows of the last one's end."""
@@ -104,8 +114,11 @@ class RequestSource:
         number = self._next
         self._next += 1
         self.sent_s[number] = now_s
-        seen_s = now_s + self._front_end.seconds_in(self._arrivals[number].input_tokens)
-        heapq.heappush(self._on_the_way, (seen_s, number, now_s))
+        sent = Sent(number=number, sent_s=now_s, seen_s=now_s, is_in=False)
+        if self._front_end.takes_turns:
+            heapq.heappush(self._on_the_way, (now_s, number, False))
+        else:
+            self.come_in(sent, now_s + self.seconds_in(sent))
 
     @property
     def num_sent(self) -> int:

@@ -173,6 +173,10 @@ class Run:
         """Let every request in that is seen by ``now_s``, or hold it while ranks are away."""
         while self._source.next_s <= now_s:
             sent = self._source.take()
+            if not sent.is_in:
+                replica, seconds = self._replicas.least_loaded, self._source.seconds_in(sent)
+                self._source.come_in(sent, replica.take_in(sent.sent_s, seconds))
+                continue
             self._register.come(sent)
             request = self._source.request(sent)
             try:

@@ -12,10 +12,11 @@ class FrontEnd:
     """Seconds a request takes on its way in, and a token on its way out.
 
     In: ``request_s`` plus ``prompt_token_s`` per prompt token (HTTP, tokenising, hand-over).
-    Out: ``answer_s`` from the end of a step until the client holds its token. One process sends a
-    replica's tokens one after the other, and spends ``token_s`` on each (text, JSON, the write to
-    the socket); a token that comes while it is busy waits. It sends ``stream_interval`` tokens of
-    an answer together, at the price of one.
+    Out: ``answer_s`` from the end of a step until the client holds its token. With a ``token_s``
+    one process does both for a replica, one after the other: it spends that on each token (text,
+    JSON, the write to the socket), and its time in on each request. Who comes while it is busy
+    waits (NVIDIA/TensorRT-LLM, pull requests 15690 and 16523). It sends ``stream_interval`` tokens
+    of an answer together, at the price of one.
 
     Raises:
         TunerError: a stream interval below 1.
@@ -30,6 +31,11 @@ class FrontEnd:
     def __post_init__(self) -> None:
         if self.stream_interval < 1:
             raise TunerError(f"stream_interval={self.stream_interval}: must be at least 1")
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether requests wait for tokens on their way out, and tokens for requests."""
+        return self.busy_s > 0
 
     @property
     def busy_s(self) -> float:

@@ -36,13 +36,25 @@ struct TokenLog {
 struct Outlet {
     double busy_s;
     double free_s = 0.0;
+    // The last step whose tokens were sent: its end, and since when there was time for them.
+    double last_s = 0.0, before_s = 0.0;
+
+    // When a request is in that comes at ``at_s`` and takes ``seconds``: after what was there.
+    double take_in(double at_s, double seconds) {
+        if (last_s <= at_s) return free_s = std::max(free_s, at_s) + seconds;
+        // Tokens of a step that ends later have their stamps; the time for them comes later.
+        const double sent_s = free_s - std::max(before_s, last_s);
+        before_s = std::max(before_s, at_s) + seconds;
+        free_s = std::max(before_s, last_s) + sent_s;
+        return before_s;
+    }
 
     void stamp(TokenLog& log, const std::vector<int64_t>& rows, double when_s) {
         if (busy_s == 0.0) {
             for (int64_t row : rows) log.put(row, when_s);
             return;
         }
-        const double begun_s = std::max(free_s, when_s);
+        const double begun_s = begin(when_s);
         double sent = 0.0;
         for (int64_t row : rows) log.put(row, begun_s + busy_s * ++sent);
         free_s = begun_s + busy_s * sent;
@@ -60,12 +72,19 @@ struct Outlet {
             return;
         }
         for (double end_s : ends_s) {
-            const double begun_s = std::max(free_s, end_s);
+            const double begun_s = begin(end_s);
             double sent = 0.0;
             for (int64_t row : rows)
                 if (log.lacks(row)) log.put(row, begun_s + busy_s * ++sent);
             free_s = begun_s + busy_s * sent;
         }
+    }
+
+private:
+    double begin(double end_s) {
+        before_s = free_s;
+        last_s = end_s;
+        return std::max(free_s, end_s);
     }
 };
 

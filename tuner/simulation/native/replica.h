@@ -78,6 +78,7 @@ public:
     }
     bool is_in_flight() const { return !flights_.empty(); }
 
+    double take_in(double at_s, double seconds) { return outlet_.take_in(at_s, seconds); }
     void add(int64_t request, int64_t max_len);
     void launch(double now_s, double horizon_s);
     Numbers commit(double now_s);

@@ -59,7 +59,7 @@ struct Run {
     explicit Run(const Told& told) : log{told.tokens, {}, {}, told.base_mode}, told_(told) {
         ranges_.assign(told.ranges, told.ranges + told.num_ranges);
         rows_.resize(told.num_requests);
-        seen_s_.resize(told.num_requests);
+        seen_s_.resize(told.num_requests, NEVER_S);
         for (int64_t i = 0; i < told.num_requests; ++i) {
             rows_[i].length = told.input_tokens[i];
             rows_[i].max_len = told.input_tokens[i] + told.output_tokens[i];
@@ -117,7 +117,8 @@ private:
     std::vector<Row> rows_;
     std::vector<double> seen_s_;
     std::deque<Replica> replicas_;
-    // Requests on their way, by when the scheduler sees them.
+    // Requests on their way, by when they come to the process that takes them in, and then by when
+    // the scheduler sees them.
     std::priority_queue<std::pair<double, int64_t>, std::vector<std::pair<double, int64_t>>,
                         std::greater<>>
         on_the_way_;
@@ -128,25 +129,38 @@ private:
     void send_next(double now_s) {
         const int64_t number = next_++;
         told_.sent_s[number] = now_s;
+        if (told_.busy_s > 0.0) on_the_way_.push({now_s, number});
+        else see(number, now_s + seconds_in(number));
+    }
+
+    double seconds_in(int64_t number) const {
         const double tokens = static_cast<double>(told_.input_tokens[number]);
-        seen_s_[number] = now_s + (told_.request_s + told_.prompt_token_s * tokens);
-        on_the_way_.push({seen_s_[number], number});
+        return told_.request_s + told_.prompt_token_s * tokens;
+    }
+
+    void see(int64_t number, double seen_s) {
+        seen_s_[number] = seen_s;
+        on_the_way_.push({seen_s, number});
     }
 
     void admit_until(double now_s) {
         while (next_s() <= now_s) {
-            const auto [seen_s, number] = on_the_way_.top();
+            const auto [at_s, number] = on_the_way_.top();
             on_the_way_.pop();
             Replica& replica = *std::min_element(
                 replicas_.begin(), replicas_.end(), [](const Replica& a, const Replica& b) {
                     return a.scheduler.load_tokens < b.scheduler.load_tokens;
                 });
+            if (seen_s_[number] == NEVER_S) {
+                see(number, replica.take_in(at_s, seconds_in(number)));
+                continue;
+            }
             const int64_t max_len = rows_[number].max_len;
             if (max_len <= told_.max_model_len && replica.scheduler.could_run(max_len)) {
                 replica.add(number, max_len);
             } else {
                 told_.is_refused[number] = 1;
-                end_one(seen_s);
+                end_one(at_s);
             }
         }
     }

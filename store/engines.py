@@ -123,7 +123,10 @@ class EngineRepository:
         """
         row = find_row(self._session, EngineRow, engine_id, for_update=for_update)
         if row is None:
-            raise NotFoundError("engine", engine_id)
+            named = sa.select(EngineRow.id).where(EngineRow.name == engine_id)
+            found = self._session.scalars(named).one_or_none()
+            hint = "" if found is None else f"; the id of the engine with this name is {found}"
+            raise NotFoundError("engine", engine_id, hint=hint)
         return row
 
     def hold(self, engine_ids: Collection[str]) -> None:

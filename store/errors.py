@@ -10,8 +10,8 @@ class StoreError(Exception):
 class NotFoundError(StoreError):
     """No row with this identity."""
 
-    def __init__(self, noun: str, identity: object) -> None:
-        super().__init__(f"{noun} {identity} does not exist")
+    def __init__(self, noun: str, identity: object, *, hint: str = "") -> None:
+        super().__init__(f"{noun} {identity} does not exist{hint}")
         self.noun = noun
 
 

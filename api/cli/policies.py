@@ -130,7 +130,9 @@ def roll_back(
     plane: ControlPlane,
     version: Annotated[
         int | None,
-        typer.Option(metavar="VERSION", min=1, max=MOST_VERSION, help="By default the one before."),
+        typer.Option(
+            metavar="VERSION", min=1, max=MOST_VERSION, help="By default one further back."
+        ),
     ] = None,
     reason: ReasonOption = "gearshift policies rollback",
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Self
 
 from api.cli.common import progress_bar, progress_console
@@ -33,17 +33,27 @@ class TrialBar:
         """One more trial has ended."""
         self._bar.update(self._task, advance=1)
 
-    def follow(self, events: Iterable[JobEvent], *, begins: str = "") -> None:
-        """Say every event of a job, each line beginning with ``begins``; what is the same as in the
-        event before (the tuner's end and the job's) once."""
-        last = ""
-        for event in events:
-            if event.type == "trial":
-                self.advance()
-            if event.told not in ("", last):
-                self.say(f"{begins}{event.type}: {event.told}")
-            last = event.told
+    def follow(self, events: Iterable[JobEvent]) -> None:
+        """Say every event of a job."""
+        for line in told_lines(self._counted(events)):
+            self.say(line)
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""
         self._bar.console.print(harmless(line), highlight=False, markup=False, soft_wrap=True)
+
+    def _counted(self, events: Iterable[JobEvent]) -> Iterator[JobEvent]:
+        for event in events:
+            if event.type == "trial":
+                self.advance()
+            yield event
+
+
+def told_lines(events: Iterable[JobEvent]) -> Iterator[str]:
+    """Each event in a line; what is the same as in the event before (the tuner's end and the job's)
+    once."""
+    last = ""
+    for event in events:
+        if event.told not in ("", last):
+            yield f"{event.type}: {event.told}"
+        last = event.told

@@ -16,6 +16,7 @@ from policies.numbers import short
 from policies.objective import cost_text
 from policies.report import energy_text
 from policies.verdict import TOO_FEW
+from tuner.search.budget import used_text
 
 SHOWN_TRIALS = 30
 MORE_REQUESTS = (
@@ -162,8 +163,7 @@ def _print_costs(console: Console, document: dict[str, Any]) -> None:
     if document["costs"]:
         console.print(table, soft_wrap=False)
     if (budget := document["budget"]) is not None:
-        used, whole = short(budget["used_device_seconds"]), short(budget["device_seconds"])
-        console.print(f"budget {budget['asked']}: {used} of {whole} device seconds used")
+        console.print(used_text(budget))
         for line in budget["not_reached"]:
             console.print(f"not reached: {line}")
 

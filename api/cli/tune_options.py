@@ -62,8 +62,8 @@ class Search:
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Device time that live runs may use, as in device_minutes=30: what does not fit "
-            "is not started, and the best known is told.",
+            help="Time that the search may use, of devices (device_minutes=30) or by the clock "
+            "(minutes=5): what does not fit is not started, and the best known is told.",
         ),
     ] = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,84 +13,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import fail, log, print_json, print_line
-from api.cli.engine_options import (
-    MOST_DEVICES,
-    MOST_SEED,
-    DeviceOption,
-    JsonOption,
-    ModelOption,
-    QuantizationOption,
-    check_device,
-)
+from api.cli.engine_options import JsonOption, check_device
 from api.cli.exit_codes import ExitCode
+from api.cli.first_tune import (
+    START_S,
+    USUAL_PLAN,
+    Countdown,
+    FirstTune,
+    Found,
+    Wanted,
+    first_tune,
+)
 from api.cli.grouped import grouped
-from api.cli.trial_bar import TrialBar
 
 if TYPE_CHECKING:
     from api.clients.client import Client
     from api.demo.processes import Children
     from api.schemas.tuning import RecommendationView
-    from engine.spec.settings import Settings
-    from store.models import JobState
 
-DEFAULT_WORKLOAD = "poisson:rate=2,input=256,output=64,seconds=30"
-USUAL_PLAN = "tp=1"
 REGISTER_S = 120.0
 LOOK_S = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """The model, what it must hold, and the load it is tuned under."""
-
-    model: ModelOption
-    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")]
-    workload: Annotated[str, typer.Option(help="Workload SPEC of the load to tune for.")] = (
-        DEFAULT_WORKLOAD
-    )
-
-    def check(self) -> str:
-        """The workload with its path made whole.
-
-        Raises:
-            CheckpointError, PolicyInputError, TunerError: a part that cannot be used.
-        """
-        from engine.spec.model import ModelConfig
-        from policies.sla import Sla
-        from tuner.workload.parse import parse_workload
-        from tuner.workload.spec import WorkloadSpec
-
-        ModelConfig.from_dir(self.model)
-        Sla.parse(self.sla)
-        parse_workload(self.workload, seed=0)
-        spec = WorkloadSpec.parse(self.workload)
-        return self.workload if spec.path is None else spec.at(spec.path.resolve())
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstTune:
-    """How far the first search goes."""
-
-    devices: Annotated[
-        int, typer.Option(min=1, max=MOST_DEVICES, help="Most devices (ranks) a plan may use.")
-    ] = 2
-    trials: Annotated[
-        int, typer.Option(min=0, max=1000, help="Trials; 0 serves without a search.")
-    ] = 6
-    profile_seconds: Annotated[
-        float, typer.Option(min=1, max=86_400, help="About how long to profile this machine.")
-    ] = 30.0
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")] = 0
-    device: DeviceOption = "cpu"
-    quantization: QuantizationOption = None
-    plan: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PLAN",
-            help="Served where nothing is recommended; by default the settings that came nearest, "
-            f"without a search {USUAL_PLAN}.",
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,42 +51,51 @@ class Ports:
 
 
 @grouped(
-    help_order="model sla workload devices trials plan device quantization profile_seconds seed "
-    "port engine_port"
+    help_order="model sla workload devices trials budget plan device quantization profile_seconds "
+    "seed port engine_port"
 )
 def up(wanted: Wanted, first: FirstTune, ports: Ports, as_json: JsonOption = False) -> None:
     """Start the control plane, tune the model for the SLA, and serve it with the answer.
 
     One line on stdout tells the addresses and the key when all is ready; it runs until Ctrl-C,
     which ends everything it started. The search has the machine to itself, so the engine starts
-    after it; where nothing meets the SLA, what came nearest is told and served, or --plan. State
-    is kept in the data folder (GEARSHIFT_DATA_DIR), as by 'gearshift serve'.
+    after it. It is short (--budget): the best is measured once more on other requests, and 'tune'
+    searches further. Where nothing meets the SLA, what came nearest is told and served, or --plan.
+    State is kept in the data folder (GEARSHIFT_DATA_DIR), as by 'gearshift serve'.
 
     Example: gearshift up --model ./model --sla "p95_ttft_ms<=500,p95_tpot_ms<=50"
     """
+    from api.cli.clock_bar import clock_bar  # what draws it is slow to load
     from api.clients.client import Client
     from api.demo.processes import Children, DemoError
-    from engine.spec.plan import parse_plan
+    from tuner.search.budget import TimeBudget
 
     workload = wanted.check()
-    if first.plan is not None:
-        parse_plan(first.plan)
+    budget = first.check(workload)
     check_device(first.device)
     ports.check()
+    search_s = TimeBudget.parse(budget).seconds if first.trials else 0.0
+    countdown = Countdown(seconds=2 * START_S + search_s)
     try:
         with ExitStack() as stack:
             folder = _log_folder()
             children = stack.enter_context(Children(folder, _environment(wanted)))
-            log(f"up: control plane (log {folder / 'service.log'})")
-            _, service = children.start("service", "serve", "--port", str(ports.port))
-            key = stack.enter_context(_key(children, service["admin_key"]))
-            stack.callback(children.end_all)  # while the key is good: the engine says goodbye
-            client = stack.enter_context(Client(service["url"], key))
-            found = Found()
-            if first.trials:
-                found = _tune(client, wanted, workload, first)
-            started = Starting(children=children, client=client, control=service["url"])
-            engine = started.engine(wanted, first, ports.engine_port, found)
+            with clock_bar("up", countdown.seconds):
+                countdown.say(f"control plane (log {folder / 'service.log'})")
+                _, service = children.start("service", "serve", "--port", str(ports.port))
+                key = stack.enter_context(_key(children, service["admin_key"]))
+                stack.callback(children.end_all)  # while the key is good: the engine says goodbye
+                client = stack.enter_context(Client(service["url"], key))
+                found = Found()
+                if first.trials:
+                    found = first_tune(
+                        client, wanted, first, countdown, workload=workload, budget=budget
+                    )
+                countdown.only_engine_left()
+                countdown.say("engine")
+                started = Starting(children=children, client=client, control=service["url"])
+                engine = started.engine(wanted, first, ports.engine_port, found)
+            _tell_how_to_confirm(engine["url"], wanted, first.seed)
             _tell(service["url"], engine, key, found.recommended, as_json=as_json)
             children.watch(LOOK_S)
     except DemoError as error:
@@ -189,57 +141,6 @@ def _key(children: Children, first_key: str | None) -> Iterator[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What the first search ended with: a recommendation, else perhaps what came nearest."""
-
-    recommended: RecommendationView | None = None
-    nearest: Settings | None = None
-
-
-def _tune(client: Client, wanted: Wanted, workload: str, first: FirstTune) -> Found:
-    """The answer of a first job, told as it goes."""
-    from engine.spec.settings import Settings
-    from store.models import JobState
-
-    log(f"up: searching for a plan that serves {workload} (--workload) within {wanted.sla}")
-    job = client.create_tuning_job(
-        {
-            "model_dir": str(wanted.model.resolve()),
-            "num_devices": first.devices,
-            "workload": workload,
-            "sla": wanted.sla,
-            "trials": first.trials,
-            "seed": first.seed,
-            "hardware": "local",
-            "quantization": first.quantization,
-            "options": {"device": first.device, "profile_seconds": first.profile_seconds},
-        }
-    )
-    with TrialBar(job.num_trials, 0) as bar:
-        bar.follow(client.follow_tuning_job(job.id), begins="up: ")
-    job = client.get_tuning_job(job.id)
-    closest = None
-    if job.state in (JobState.SUCCEEDED, JobState.INFEASIBLE):
-        report = client.get_tuning_report(job.id)
-        for warning in report["warnings"]:
-            log(f"warning: {warning}")
-        closest = (report["infeasible"] or {}).get("closest")
-    if job.recommendation_id is not None:
-        return Found(recommended=client.get_recommendation(job.recommendation_id))
-    nearest = None if closest is None else Settings.from_json(closest["settings"])
-    served = first.plan or (nearest and f"{nearest}, which came nearest,") or USUAL_PLAN
-    log(f"up: {_why_none(job.state)}, so {served} is served")
-    return Found(nearest=nearest)
-
-
-def _why_none(state: JobState) -> str:
-    """Why there is nothing to serve by."""
-    if state.value == "infeasible":
-        return "nothing was found that meets the SLA with enough certainty"
-    return f"the search ended as {state.value}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Starting:
     """What an engine is started with: by whom, and the control plane it joins."""
 
@@ -258,7 +159,6 @@ class Starting:
 
         name = wanted.model.resolve().name
         held = () if first.quantization is None else ("--quantization", first.quantization)
-        log("up: engine")
         _, ready = self.children.start(
             "engine",
             *("engine", "serve", "--model", str(wanted.model), *self._words(first, found)),
@@ -298,6 +198,12 @@ class Starting:
         changed = self.client.apply_recommendation(found.id, engine_id, reason="gearshift up")
         version = changed.policy.version
         self.client.wait_applied(engine_id, version, timeout_s=REGISTER_S)
+
+
+def _tell_how_to_confirm(url: str, wanted: Wanted, seed: int) -> None:
+    words = ("--url", url, "--workload", wanted.workload, "--sla", wanted.sla)
+    bench = shlex.join(["gearshift", "bench", *words, "--seed", str(seed + 1)])
+    log(f"up: to measure what is served on other requests: {bench}")
 
 
 def _tell(

@@ -161,7 +161,8 @@ def acknowledge(
 def rollback(
     engine_id: str, body: RollbackRequest, response: Response, context: Context, caller: Applier
 ) -> ChangeSet:
-    """Write an earlier version's document as the next version."""
+    """Write an earlier version's document as the next version; each time one further back, unless
+    the version is named."""
     with context.database.begin() as uow:
         answer = policies.rollback(uow, engine_id, body.version, caller=caller, reason=body.reason)
     context.metrics.rollbacks.labels(reason="operator").inc()

@@ -249,7 +249,8 @@ class PolicyVersionView(View):
 
 
 class RollbackRequest(Body):
-    """Go back to an earlier version; without ``version`` to the one applied before this."""
+    """Go back to an earlier version; without ``version`` to the one applied before this, and with
+    each further call to the one before that."""
 
     model_config = shown(policies.ROLLBACK)
 

@@ -40,7 +40,13 @@ class TuningJobCreate(Body):
         description="Model folder in GEARSHIFT_MODEL_ROOT; on described hardware also a name of "
         "/v1/models. The key may be model or model_dir",
     )
-    num_devices: Whole = Field(ge=1, le=MAX_DEVICES, description="Most devices a plan may use")
+    num_devices: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_DEVICES,
+        description="Most devices a plan may use. Needed on this machine; on described hardware by "
+        "default all",
+    )
     workload: str = Field(
         validation_alias=AliasChoices("workload", "workload_id"),
         description="Workload SPEC, as on the command line; traces lie in GEARSHIFT_TRACE_ROOT. Or "

@@ -50,7 +50,8 @@ def job_spec(body: TuningJobCreate) -> Json:
     """The job as it is kept: a later default changes nothing for it."""
     hardware = body.options.get("hardware", body.hardware)
     backend = body.backend if hardware == LOCAL else backend_of(body.backend)
-    return {**body.model_dump(mode="json"), "backend": backend}
+    num_devices = body.num_devices or parse_hardware(body.hardware).count
+    return {**body.model_dump(mode="json"), "backend": backend, "num_devices": num_devices}
 
 
 def check_job(body: TuningJobCreate, settings: ServiceSettings) -> None:
@@ -130,18 +131,22 @@ def use_upload(uow: UnitOfWork, workload: str, pointer: str) -> WorkloadRow | No
     return row
 
 
-def _check_hardware(hardware: str, num_devices: int) -> None:
+def _check_hardware(hardware: str, num_devices: int | None) -> None:
     if hardware == LOCAL:
         return
     described = parse_hardware(hardware)
-    if num_devices > described.count:
+    if num_devices is not None and num_devices > described.count:
         raise TunerError(f"{num_devices} devices asked for, {described} has {described.count}")
 
 
-def _check_here(hardware: str, num_devices: int, settings: ServiceSettings) -> None:
+def _check_here(hardware: str, num_devices: int | None, settings: ServiceSettings) -> None:
     """On this machine, a plan may use its devices; ranks of a CPU may be a few more than cores."""
     most = max(inventory_size(settings), LEAST_CPU_RANKS)
-    if hardware == LOCAL and num_devices > most:
+    if hardware != LOCAL:
+        return
+    if num_devices is None:
+        raise TunerError(f"needed: how many devices of this machine a plan may use, up to {most}")
+    if num_devices > most:
         raise TunerError(
             f"{num_devices} devices asked for, plans on this machine may use {most}; describe "
             "other hardware, as in 8xh200"

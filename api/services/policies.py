@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from api.documents.inventory import check_plan, read_inventory
@@ -27,6 +28,8 @@ from store import ConflictError, UnitOfWork
 from store.models import EngineRow, PolicyVersion
 from store.models.base import Json
 
+ROLLBACK = "rollback"
+BACK_TO = re.compile(r"\(to version (\d+)\)$")
 # What goes in force with a version before any recommendation was applied.
 NO_CONTROL: Json = {"recommendation_id": None, "schedule": None, "capacity_table": None}
 
@@ -209,7 +212,8 @@ def rollback(
     uow: UnitOfWork, engine_id: str, version: int | None, *, caller: Caller, reason: str
 ) -> ChangeSet:
     """Write an earlier version as a new one: its document, and what went in force with it. The
-    schedule of a later recommendation would move the settings away again.
+    schedule of a later recommendation would move the settings away again. Without ``version``, each
+    call goes one version further back.
 
     Raises:
         ConflictError: no version was applied before the current one.
@@ -217,9 +221,7 @@ def rollback(
     """
     engine = uow.engines.get(engine_id, for_update=True)
     target = uow.policies.get(engine_id, version) if version else _applied_before(uow, engine)
-    by = Authorship(
-        caller=caller, origin="rollback", reason=f"{reason} (to version {target.version})"
-    )
+    by = Authorship(caller=caller, origin=ROLLBACK, reason=f"{reason}{back_to(target.version)}")
     newest = current(uow, engine)
     before, after = (PolicyDocument.from_json(row.document) for row in (newest, target))
     control = target.control or (None if newest.control is None else NO_CONTROL)
@@ -238,11 +240,22 @@ def _check_server(
     check_restart(engine.name, before.settings, after.settings, can_restart=can_restart)
 
 
+def back_to(version: int) -> str:
+    """How the reason of a rollback to ``version`` ends."""
+    return f" (to version {version})"
+
+
 def _applied_before(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
-    found = uow.policies.find_applied(engine.id, before=engine.desired_version)
+    """The one applied before the current one; before what that is a copy of, if it is a rollback:
+    the newest before it is what was rolled back."""
+    row = current(uow, engine)
+    while row.origin == ROLLBACK and (led := BACK_TO.search(row.reason)) is not None:
+        row = uow.policies.get(engine.id, int(led[1]))
+    found = uow.policies.find_applied(engine.id, before=row.version)
     if found is None:
         raise ConflictError(
-            f"engine {engine.id} has no version applied before {engine.desired_version}"
+            f"engine {engine.id} has no version applied before {row.version}; name a version to "
+            "ask for another one"
         )
     return found
 

@@ -117,8 +117,8 @@ def end(
             engine,
             rollout,
             stamped(_control(uow, rollout), rollout),
-            origin="rollback",
-            reason=f"{code}: {reason} (to version {rollout.control_version})",
+            origin=policies.ROLLBACK,
+            reason=f"{code}: {reason}{policies.back_to(rollout.control_version)}",
             control=version.control or policies.NO_CONTROL,
         )
     move(uow, rollout, state, code, reason, caller=caller)

@@ -345,7 +345,7 @@ def _asked(
         operation=form.operation,
         model_name=model_name,
         response_id=form.response_id,
-        max_tokens=sampling.max_tokens,
+        max_tokens=sampling.max_tokens if body.asked_tokens is None else body.asked_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         num_choices=len(requests),

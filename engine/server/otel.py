@@ -36,18 +36,26 @@ CLOSE_TIMEOUT_MS = 3000
 TTFT_BOUNDS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10)
 TPOT_BOUNDS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 DURATION_BOUNDS_S = tuple(0.01 * 2**power for power in range(14))
-METRIC_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class OtelTraces(Traces):
-    """Traces by the SDK, with providers of its own: nothing global is set."""
+    """Traces by the SDK, with providers of its own: nothing global is set. For what it is told to
+    send, the SDK finds the collector: where none is named, on this machine."""
 
-    def __init__(self, service: str, *, instance: str) -> None:
+    def __init__(
+        self, service: str, *, instance: str, sends_spans: bool, sends_latencies: bool
+    ) -> None:
         resource = _resource(service, instance)
         self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=_timeout_s())))
-        self._meters = MeterProvider(_readers(), resource=resource, shutdown_on_exit=False)
+        if sends_spans:
+            exporter = OTLPSpanExporter(timeout=_timeout_s())
+            self._tracers.add_span_processor(BatchSpanProcessor(exporter))
+        readers: list[PeriodicExportingMetricReader] = []
+        if sends_latencies:
+            latencies = OTLPMetricExporter(timeout=_timeout_s())
+            readers.append(PeriodicExportingMetricReader(latencies))
+        self._meters = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
         self._tracer = self._tracers.get_tracer(SCOPE)
         meter = self._meters.get_meter(SCOPE)
         self._ttft_s = meter.create_histogram(
@@ -138,7 +146,8 @@ class _OtelCall(CallSpan):
 
     def end_request(self, ended: EndedRequest) -> None:
         self._reasons.append(ended.reason.value)
-        self._output_tokens += ended.output_tokens
+        # Of the token that is made for an echo alone (max_tokens 0), its answer tells nothing.
+        self._output_tokens += min(ended.output_tokens, self._asked.max_tokens)
         if self._span.is_recording():  # else its client has gone, and it has ended before this
             self._span.set_attributes(
                 {
@@ -198,13 +207,6 @@ def _resource(service: str, instance: str) -> Resource:
     if instance:
         attributes["service.instance.id"] = instance
     return Resource.create(attributes)
-
-
-def _readers() -> list[PeriodicExportingMetricReader]:
-    """None where a collector is named for spans alone: the SDK would try this machine's."""
-    if not any(os.environ.get(name) for name in METRIC_ENDPOINTS):
-        return []
-    return [PeriodicExportingMetricReader(OTLPMetricExporter(timeout=_timeout_s()))]
 
 
 def _timeout_s() -> float | None:

@@ -13,7 +13,9 @@ import structlog
 from engine.server.spans import Traces
 
 ENGINE_SERVICE = "gearshift-engine"
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+SPAN_ENDPOINTS = (ENDPOINT, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+METRIC_ENDPOINTS = (ENDPOINT, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 
 
 def find_traces(
@@ -26,7 +28,9 @@ def find_traces(
     """
     environ = os.environ if environ is None else environ
     is_off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    if is_off or not any(environ.get(name) for name in ENDPOINTS):
+    sends_spans = any(environ.get(name) for name in SPAN_ENDPOINTS)
+    sends_latencies = any(environ.get(name) for name in METRIC_ENDPOINTS)
+    if is_off or not (sends_spans or sends_latencies):
         return None
     try:
         from engine.server.otel import OtelTraces
@@ -35,4 +39,6 @@ def find_traces(
             "no traces are sent: install gearshift[otel]", missing=error.name
         )
         return None
-    return OtelTraces(service, instance=instance)
+    return OtelTraces(
+        service, instance=instance, sends_spans=sends_spans, sends_latencies=sends_latencies
+    )

@@ -35,6 +35,11 @@ MOST_CAP = 2**31 - 1
 # Eleven days; of whole numbers beyond 1e308 there is no float to count with.
 MOST_STEP_MS = 1e9
 SHIFT_KNOBS = ("enabled", "threshold_tokens", "rungs", "rung_thresholds")
+# What is often taken for a text, as the command line has it.
+SHAPES = {
+    "plan": ', as in {"tp": 2, "dp": 1}',
+    "shift": ', as in {"enabled": true, "threshold_tokens": 256}',
+}
 # What follows the load; plan and order are the engine's own.
 HOT_FIELDS = ("threshold_tokens", "rung_thresholds", "rungs", "caps", "pin")
 
@@ -293,7 +298,7 @@ def _section(document: Mapping[str, Any], name: str, known: tuple[str, ...]) -> 
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise PolicyError(f"/{name}: {value!r} is not an object")
+        raise PolicyError(f"/{name}: {value!r} is not an object{SHAPES.get(name, '')}")
     _only(value, known, f"/{name}")
     return {key: part for key, part in value.items() if part is not None}
 

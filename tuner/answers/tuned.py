@@ -114,9 +114,9 @@ def tune(
     """Search plan, shift threshold and caps together, as ``gearshift tune`` does.
 
     Nothing is kept in the local database; the command keeps trials. ``cost_model`` is the document
-    of one, None: this machine is profiled first. ``budget``: device time that live runs may use, as
-    in ``device_minutes=30``. ``is_cancelled`` is asked between trials: once it says yes, the answer
-    is made of what was found so far.
+    of one, None: this machine is profiled first. ``budget``: time that it may use, as in
+    ``device_minutes=30`` or, by the clock, ``minutes=5``. ``is_cancelled`` is asked between trials:
+    once it says yes, the answer is made of what was found so far.
 
     Raises:
         TunerError, PolicyInputError, EngineError: whatever in the question is at fault.

@@ -140,6 +140,12 @@ def capacity_lines(document: dict[str, Any]) -> list[str]:
         least = document["rates"][0]
         if document.get("is_interrupted"):
             return [f"not known yet: {sla} is missed at {load_text(least)}, by {_by(answer)}"]
+        if _meets(least, sla):
+            return [
+                f"no load meets {sla} with P of at least {document['min_probability']:g}: at "
+                f"{load_text(least)} its bounds are met, but with P {least['sla_probability']:.2f} "
+                f"only; binding is {_by(answer)}"
+            ]
         return [
             f"no load meets {sla}: it is missed at {load_text(least)} already, by {_by(answer)}"
         ]
@@ -193,6 +199,12 @@ def _least_missed(document: dict[str, Any]) -> dict[str, Any] | None:
     """The least load that was looked at and is not carried."""
     least = document["min_probability"]
     return next((rate for rate in document["rates"] if rate["sla_probability"] < least), None)
+
+
+def _meets(rate: dict[str, Any], sla: str) -> bool:
+    """Whether the values of a load are within all bounds, however likely they are again."""
+    found = [(c, rate["metrics"].get(c.key)) for c in Sla.parse(sla).per_run]
+    return all(value is not None and c.is_met_by(value) for c, value in found)
 
 
 def _by(answer: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.spec.settings import Settings
 from tuner.report.report import Section, Table
+from tuner.search.budget import used_text
 
 
 def final_sections(document: dict[str, Any]) -> Iterator[Section]:
@@ -52,9 +53,8 @@ def _costs(costs: list[dict[str, Any]], budget: dict[str, Any] | None) -> Sectio
     rows = tuple(tuple(row[name] for name in columns) for row in costs)
     lines: tuple[str, ...] = ()
     if budget is not None:
-        used, whole = budget["used_device_seconds"], budget["device_seconds"]
         lines = (
-            f"budget {budget['asked']}: {used:.0f} of {whole:.0f} device seconds used",
+            used_text(budget),
             *(f"not reached: {line}" for line in budget["not_reached"]),
         )
     table = Table(columns=("level", "runs", "seconds", "device seconds"), rows=rows)

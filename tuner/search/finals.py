@@ -1,6 +1,6 @@
 """The end of a search: the best measured again, compared on fresh draws, and what that took.
 
-What a budget has no device time for is left out, and said.
+What a budget has no time for is left out, and said.
 """
 
 from __future__ import annotations
@@ -116,17 +116,16 @@ class Finals:
     @property
     def all_costs(self) -> tuple[Cost, ...]:
         """The costs of the design, of trials and of the finals."""
-        return (*self.context.design_costs, *self._budget.costs)
+        return self._budget.costs
 
     def budget_json(self) -> dict[str, Any] | None:
         """What was asked, what was used of it, and what was not reached; None without a budget."""
-        budget = self.context.spec.device_budget
+        budget = self.context.spec.time_budget
         if budget is None:
             return None
         return {
             "asked": self.context.spec.budget,
-            "device_seconds": budget.device_seconds,
-            "used_device_seconds": self._budget.spent_s,
+            **budget.used_json(self._budget.spent_s(budget)),
             "not_reached": [*self._trials_not_run(), *self._not_reached],
         }
 

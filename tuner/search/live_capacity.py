@@ -92,7 +92,8 @@ class Driver:
     def _why_not(self, settings: Settings, seconds: float) -> str | None:
         if self._num_driven == MOST_DRIVEN:
             return f"{MOST_DRIVEN} plans were driven already"
-        return self.budget.why_not(settings.plan.world_size * (seconds + FIRST_SERVER_START_S))
+        held_s = seconds + FIRST_SERVER_START_S
+        return self.budget.why_not(self.budget.taken_s(settings, held_s))
 
     @property
     def _seconds(self) -> float:

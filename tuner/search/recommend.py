@@ -101,7 +101,7 @@ def recommend(
         settings = wanted.settings
         again = finals.confirm(settings)
         if again is None:
-            return _report(context, trials, selection, finals)
+            return _report(context, trials, _proven(context, pool, selection, finals), finals)
         if again.is_met and again.point is not None:
             # The reasons for the choice stay; the new measurement replaces the numbers.
             finals.compare_live(_with_best(selection, again.point, context.sla))
@@ -119,6 +119,20 @@ def _unproven(
     if near is None or not meets_in_run(near, context.sla):
         return None
     return None if any(near is c.point for c in confirmations) else near
+
+
+def _proven(context: TuningContext, pool: _Pool, selection: Selection, finals: Finals) -> Selection:
+    """The selection whose winner could not be measured again: where it was only simulated, what met
+    the SLA in a run takes its place."""
+    best = selection.best
+    if best is None or best.fidelity is not Fidelity.SIMULATED:
+        return selection
+    ran = select(pool.live, context.sla, context.spec.goal.objective)
+    if ran.best is None:
+        return selection
+    why = f"it was only simulated; {ran.best.settings} met the SLA in a run"
+    finals.demote(best.settings, why)
+    return ran
 
 
 def _with_best(selection: Selection, best: OperatingPoint, sla: Sla) -> Selection:

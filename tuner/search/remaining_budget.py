@@ -1,4 +1,4 @@
-"""How much of a job's device time is left, and whether the next live run fits.
+"""How much of a job's time is left, and whether the next live run fits.
 
 Nothing is started that would not fit. A run is expected to take as long as its load, by simulation
 or by the times of its arrivals, plus the most that earlier runs took to start and warm up. One that
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.spec.settings import Settings
-from tuner.search.budget import why_not_in_budget
+from tuner.search.budget import TimeBudget
 from tuner.search.context import TuningContext
-from tuner.search.costs import SPENT, Cost, Level, device_seconds
+from tuner.search.costs import SPENT, Cost, Level
 from tuner.search.live_run import load_s
 from tuner.search.trials import TrialRecord
 from tuner.workload.workload import Workload
@@ -25,8 +25,8 @@ FIRST_SERVER_START_S = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class RemainingBudget:
-    """The device time that is left to a job after ``trials``. ``is_final``: the share that is kept
-    for measuring the best again may be used, too."""
+    """The time that its budget leaves to a job after ``trials``, of devices or by the clock.
+    ``is_final``: the share that is kept for measuring the best again may be used, too."""
 
     context: TuningContext
     trials: Sequence[TrialRecord]
@@ -36,28 +36,36 @@ class RemainingBudget:
     def costs(self) -> tuple[Cost, ...]:
         """Everything that was spent so far, in order."""
         of_trials = (cost for trial in self.trials for cost in trial.costs)
-        return (*of_trials, *self.context.final_costs, *self.context.meter.costs)
-
-    @property
-    def spent_s(self) -> float:
-        """Device seconds."""
-        return device_seconds(self.costs) + self.context.spent_before_s
+        context = self.context
+        return (*context.design_costs, *of_trials, *context.final_costs, *context.meter.costs)
 
     @property
     def left_s(self) -> float | None:
-        """Device seconds that may still be used; None: as many as it takes."""
-        budget = self.context.spec.device_budget
+        """Seconds of the budget that may still be used; None: as many as it takes."""
+        budget = self._budget
         if budget is None:
             return None
-        return (budget.device_seconds if self.is_final else budget.for_trials_s) - self.spent_s
+        whole_s = budget.seconds if self.is_final else budget.for_trials_s
+        return whole_s - self.spent_s(budget)
+
+    def spent_s(self, budget: TimeBudget) -> float:
+        """Seconds of it that are used. What a call took that was cut off is known in device
+        seconds, which are no less than those of the clock."""
+        return sum(map(budget.taken_s, self.costs)) + self.context.spent_before_s
 
     def allowed_s(self, settings: Settings) -> float | None:
         """Seconds that a run of ``settings`` may take; None: as long as it takes."""
-        return None if self.left_s is None else self.left_s / settings.plan.world_size
+        return None if self.left_s is None else self.left_s / self.taken_s(settings, 1.0)
+
+    def taken_s(self, settings: Settings, seconds: float) -> float:
+        """What a run of ``settings`` that lasts so long takes of the budget."""
+        budget = self._budget
+        return seconds if budget is None else budget.held_s(seconds, settings.plan.world_size)
 
     def why_not(self, needed_s: float) -> str | None:
-        """Why runs that need ``needed_s`` device seconds are not started; None if they fit."""
-        return None if self.left_s is None else why_not_in_budget(self.left_s, needed_s)
+        """Why runs that take ``needed_s`` of the budget are not started; None if they fit."""
+        budget, left_s = self._budget, self.left_s
+        return None if budget is None or left_s is None else budget.why_not(left_s, needed_s)
 
     def why_not_run(self, settings: Settings, workload: Workload) -> str | None:
         """Why a live run is not started; None where it fits."""
@@ -66,11 +74,11 @@ class RemainingBudget:
         return self.why_not(self.expected_s(settings, workload))
 
     def expected_s(self, settings: Settings, workload: Workload) -> float:
-        """Device seconds that a live run is expected to take."""
+        """What a live run is expected to take of the budget."""
         first_s = FIRST_SERVER_START_S if self.context.spec.is_served else FIRST_START_S
         seen = [c.seconds - c.load_s for c in self.costs if c.is_live and c.load_s > 0]
         beside_s = max(seen, default=first_s)
-        return settings.plan.world_size * (beside_s + self._load_s(settings, workload))
+        return self.taken_s(settings, beside_s + self._load_s(settings, workload))
 
     def pay(self, cost: Cost, settings: Settings) -> None:
         """Note what a live run after the last trial took, for the report and for whoever goes on
@@ -83,6 +91,10 @@ class RemainingBudget:
             seconds=cost.seconds,
             device_seconds=cost.device_seconds,
         )
+
+    @property
+    def _budget(self) -> TimeBudget | None:
+        return self.context.spec.time_budget
 
     def _load_s(self, settings: Settings, workload: Workload) -> float:
         """For a closed loop that cannot be simulated, only earlier runs tell; the first one is let

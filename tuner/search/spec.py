@@ -26,7 +26,7 @@ from tuner.described.parse import (
 )
 from tuner.hardware import Precision
 from tuner.hardware.device import MAX_DEVICES
-from tuner.search.budget import DeviceBudget
+from tuner.search.budget import TimeBudget
 from tuner.servers.command import COMMANDS, DEFAULT_START_TIMEOUT_S, read_system
 from tuner.spec.errors import TunerError
 from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_REQUESTS
@@ -98,8 +98,8 @@ class TuningSpec:
     (0: it is only simulated). ``step_scale``: simulated steps take this many times as long as the
     step model says, because live ones were seen to.
 
-    ``budget``: device time that the job may use, as in ``device_minutes=30``; None: as much as it
-    takes.
+    ``budget``: time that the job may use, as in ``device_minutes=30`` or, by the clock,
+    ``minutes=5``; None: as much as it takes.
 
     ``engine``: whose settings are tuned: our own engine, or a server that each trial starts
     (``vllm``, ``sglang``) by ``engine_command``, None: its usual one, and gives ``start_timeout_s``
@@ -174,7 +174,7 @@ class TuningSpec:
         self._check_engine()
         self._check_quantization()
         Sla.parse(self.sla)
-        _ = self.goal, self.device_budget
+        _ = self.goal, self.time_budget
 
     def _check_engine(self) -> None:
         if self.start_timeout_s <= 0:
@@ -232,8 +232,8 @@ class TuningSpec:
         )
 
     @property
-    def device_budget(self) -> DeviceBudget | None:
-        return None if self.budget is None else DeviceBudget.parse(self.budget)
+    def time_budget(self) -> TimeBudget | None:
+        return None if self.budget is None else TimeBudget.parse(self.budget)
 
     @property
     def is_local(self) -> bool:

@@ -131,11 +131,12 @@ def _profiled(
 
 def _check_profile_fits(spec: TuningSpec) -> None:
     """Raises TunerError where a profile alone would use up what trials may."""
-    budget = spec.device_budget
-    needed_s = spec.num_devices * spec.profile_seconds
-    if budget is not None and needed_s > budget.for_trials_s:
+    if (budget := spec.time_budget) is None:
+        return
+    needed_s = budget.held_s(spec.profile_seconds, spec.num_devices)
+    if needed_s > budget.for_trials_s:
         raise TunerError(
-            f"budget {spec.budget}: {short(budget.for_trials_s)} device seconds of it are for "
+            f"budget {spec.budget}: {short(budget.for_trials_s)} {budget.unit} of it are for "
             f"trials, and profiling {spec.num_devices} devices for {spec.profile_seconds:g} s "
             f"takes {short(needed_s)}; name a cost model, or profile for less (--profile-seconds)"
         )

@@ -26,7 +26,7 @@ CUT_SHORT = "cancelled half-way"
 
 class TrialState(StrEnum):
     """How a trial ended. ``pruned``: a cheaper fidelity, or the first part of its run, showed that
-    it cannot win, or no device time was left for it."""
+    it cannot win, or no time was left for it."""
 
     COMPLETE = "complete"
     PRUNED = "pruned"
@@ -77,7 +77,7 @@ class TrialRecord:
 
     @property
     def is_short_of_budget(self) -> bool:
-        """Whether it was not run for want of device time."""
+        """Whether it was not run for want of time."""
         return self.reason.startswith(NOT_IN_BUDGET)
 
     def to_json(self) -> dict[str, Any]:

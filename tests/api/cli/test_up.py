@@ -17,7 +17,7 @@ import httpx
 import pytest
 from typer.testing import Result
 
-from api.cli.up import Wanted
+from api.cli.first_tune import FirstTune, Wanted
 from api.clients.client import Client
 from engine.spec.settings import Settings
 from tests.api.cli.conftest import Run
@@ -47,6 +47,15 @@ def test_a_trace_named_like_its_format_is_looked_for_where_it_is(
     assert wanted.check() == f"csv:{tmp_path}/csv,scale=2"
 
 
+def test_its_search_has_time_for_a_profile_three_trials_and_one_more_run(tiny_dir: Path) -> None:
+    usual = Wanted(model=tiny_dir, sla="p95_ttft_ms<=500").workload
+    seconds = float(FirstTune().check(usual).removeprefix("seconds="))
+    assert seconds <= 180
+    longer = usual.replace("seconds=20", "seconds=30")
+    assert float(FirstTune().check(longer).removeprefix("seconds=")) > seconds + 30
+    assert FirstTune(budget="minutes=10").check(usual) == "minutes=10"
+
+
 @pytest.mark.slow
 def test_it_serves_the_tuned_model_until_it_is_interrupted(tiny_dir: Path, tmp_path: Path) -> None:
     with started(tiny_dir, tmp_path, sla="p50_ttft_ms<=60000") as up:
@@ -60,9 +69,11 @@ def test_it_serves_the_tuned_model_until_it_is_interrupted(tiny_dir: Path, tmp_p
         assert engine.recommendation_id == up.ready["recommendation_id"]
         assert engine.applied_version == engine.desired_version
     assert up.told.endswith("interrupted\n")
-    assert f"carries {LOAD} (--workload) within p50_ttft_ms<=60000" in up.told
+    assert f"serves {LOAD} (--workload) within p50_ttft_ms<=60000" in up.told
     for warning in warnings:
         assert f"warning: {warning}" in up.told
+    assert "up: confirmed in one run on requests that it was not chosen by; P(SLA met) 1" in up.told
+    assert f"gearshift bench --url {up.ready['engine']} --workload {LOAD}" in up.told
     for url in (up.ready["engine"], up.ready["control"]):
         with pytest.raises(httpx.ConnectError):
             httpx.get(url)

@@ -102,6 +102,7 @@ def test_a_heartbeat_beyond_its_bounds_is_refused(
     ("changes", "pointer", "bound"),
     [
         ({"num_devices": 2**70}, "/num_devices", "16384"),
+        ({"num_devices": None, "hardware": "local"}, "/num_devices", "may use, up to 8"),
         ({"num_devices": 64, "hardware": "local"}, "/num_devices", "may use 8"),
         ({"options": {"num_devices": 64, "hardware": "local"}}, "/options", "may use 8"),
         ({"seed": 2**70}, "/seed", "4294967295"),

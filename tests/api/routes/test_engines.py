@@ -129,6 +129,14 @@ def test_a_heartbeat_of_an_unknown_engine_is_404_so_that_it_registers_again(
     assert client.post("/v1/engines/eng_none/heartbeats", json=body).status_code == 404
 
 
+def test_a_name_in_the_place_of_an_id_is_404_with_the_id(client: TestClient) -> None:
+    engine_id = register(client, "chat")
+    answer = client.get("/v1/engines/chat")
+    assert answer.status_code == 404
+    assert f"the id of the engine with this name is {engine_id}" in answer.json()["detail"]
+    assert "this name" not in client.get("/v1/engines/chatty").json()["detail"]
+
+
 def test_heartbeats_that_come_together_are_kept_or_refused_each_by_itself(
     client: TestClient, database: Database, settings: ServiceSettings
 ) -> None:

@@ -277,6 +277,24 @@ def test_a_rollback_writes_the_version_applied_before_as_a_new_one(client: TestC
     assert (newest["origin"], newest["reason"]) == ("rollback", "worse (to version 1)")
 
 
+def test_a_second_rollback_goes_further_back_and_not_to_what_the_first_left(
+    client: TestClient,
+) -> None:
+    engine_id = register(client)
+    for mode in ("base", "shift"):
+        patched(client, engine_id, {"mode": mode}, etag_of(client, engine_id))
+        acknowledge(client, engine_id)
+    url = f"/v1/engines/{engine_id}:rollback"
+    modes = []
+    for _ in range(2):
+        modes.append(client.post(url, json={}).json()["policy"]["requested"]["mode"])
+        acknowledge(client, engine_id)
+    assert modes == ["base", "auto"]
+    nothing = client.post(url, json={})
+    assert nothing.status_code == 409
+    assert "no version applied before 1; name a version" in nothing.json()["detail"]
+
+
 def test_a_rollback_with_nothing_before_is_409_and_to_no_version_404(client: TestClient) -> None:
     engine_id = register(client)
     assert client.post(f"/v1/engines/{engine_id}:rollback", json={}).status_code == 409

@@ -54,6 +54,14 @@ def test_a_job_is_accepted_with_its_location_and_when_to_look_again(
     assert "retry-after" in found.headers
 
 
+def test_plans_may_use_all_devices_of_described_hardware_unless_it_is_said(
+    client: TestClient, job_body: Json
+) -> None:
+    assert _create(client, job_body).json()["spec"]["num_devices"] == 2
+    del job_body["num_devices"]
+    assert _create(client, job_body).json()["spec"]["num_devices"] == 8
+
+
 def test_everything_that_cannot_be_read_is_named_at_once(
     client: TestClient, job_body: Json
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_merge_patch_changes_only_what_it_names_and_null_removes() -> None:
         ({"scheduler": {"order": "lifo"}}, "/scheduler/order: 'lifo'"),
         ({"plan": {"tp": 0}}, "tp=0"),
         ({"plan": 3}, "/plan: 3 is not an object"),
+        ({"plan": "tp=1"}, r"'tp=1' is not an object, as in \{\"tp\": 2, \"dp\": 1\}"),
         ({"plan": []}, r"/plan: \[\] is not an object"),
         ({"caps": False}, "/caps: False is not an object"),
         ({"caps": {"max_step_ms": float("inf")}}, "max_step_ms=inf"),

@@ -28,6 +28,26 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
 BODY = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 4, "temperature": 0.5}
 
+ASKED = AskedCall(
+    operation="chat",
+    model_name=MODEL,
+    response_id="x",
+    max_tokens=1,
+    temperature=0.0,
+    top_p=1.0,
+    num_choices=1,
+    prompt_tokens=1,
+    is_stream=False,
+)
+ENDED = EndedRequest(
+    arrival_s=0.0,
+    scheduled_s=None,
+    first_s=None,
+    last_s=1.0,
+    output_tokens=0,
+    reason=FinishReason.ABORT,
+)
+
 
 @pytest.fixture
 def engine_server(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple]:
@@ -93,6 +113,15 @@ def test_without_a_traceparent_a_call_begins_a_trace_and_a_refusal_has_a_span_to
     assert refused.trace_id != call.trace_id
 
 
+def test_the_token_behind_an_echo_alone_is_in_no_span(engine_server: tuple) -> None:
+    server, collector, traces = engine_server
+    reply = server.http.post("/v1/completions", json=BODY | {"max_tokens": 0, "echo": True})
+    traces.close()
+    told = collector.named("POST /v1/completions").attributes
+    assert (told["gen_ai.request.max_tokens"], told["gen_ai.usage.output_tokens"]) == (0, 0)
+    assert reply.json()["usage"]["completion_tokens"] == 0
+
+
 def test_a_call_that_its_client_left_has_a_span_without_a_warning(engine_server: tuple) -> None:
     server, collector, traces = engine_server
     body = BODY | {"max_tokens": 900, "ignore_eos": True, "stream": True}
@@ -113,28 +142,25 @@ def test_where_a_collector_of_spans_alone_is_named_latencies_are_sent_nowhere(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:1/v1/traces")
     traces = find_traces("gearshift-engine")
     assert traces is not None
-    asked = AskedCall(
-        operation="chat",
-        model_name=MODEL,
-        response_id="x",
-        max_tokens=1,
-        temperature=0.0,
-        top_p=1.0,
-        num_choices=1,
-        prompt_tokens=1,
-        is_stream=False,
-    )
-    ended = EndedRequest(
-        arrival_s=0.0,
-        scheduled_s=None,
-        first_s=None,
-        last_s=1.0,
-        output_tokens=0,
-        reason=FinishReason.ABORT,
-    )
-    traces.observe(asked, ended)
+    traces.observe(ASKED, ENDED)
     traces.close()
     assert not [record for record in caplog.records if "metric" in record.name]
+
+
+def test_where_a_collector_of_latencies_alone_is_named_they_come_and_spans_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tests.collector import collecting
+
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{collector.url}/v1/metrics")
+        traces = find_traces("gearshift-engine")
+        assert traces is not None
+        traces.observe(ASKED, ENDED)
+        traces.close()
+    assert collector.latencies["gen_ai.server.request.duration"] == (1, 1.0)
+    assert collector.spans == []
 
 
 def test_where_no_collector_is_named_there_are_no_traces() -> None:

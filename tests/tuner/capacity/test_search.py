@@ -36,6 +36,23 @@ def asked(workload: str, sla: str) -> CapacityQuestion:
     )
 
 
+def test_a_least_load_that_is_met_too_narrowly_is_not_told_as_missed() -> None:
+    least = {"rate_rps": None, "concurrency": 1, "sla_probability": 0.61}
+    document = {
+        "sla": "p95_ttft_ms<=500",
+        "min_probability": 0.8,
+        "capacity": {"load": None, "binding": "p95_ttft_ms<=500"},
+        "rates": [least | {"metrics": {"p95_ttft_ms": 480.0}}],
+    }
+    (told,) = capacity_lines(document)
+    assert told == (
+        "no load meets p95_ttft_ms<=500 with P of at least 0.8: at 1 client its bounds are met, "
+        "but with P 0.61 only; binding is p95_ttft_ms<=500"
+    )
+    document["rates"] = [least | {"metrics": {"p95_ttft_ms": 501.0}}]
+    assert "it is missed at 1 client already" in capacity_lines(document)[0]
+
+
 @given(edge=st.floats(1e-3, 500), start=st.floats(0.01, 100))
 def test_a_bracket_holds_the_edge_wherever_it_starts(edge: float, start: float) -> None:
     good, bad = bracket(lambda factor: factor <= edge, (1e-4, 1000), start=start, ratio=1.05)

@@ -1,4 +1,4 @@
-"""Device time: how it is asked for, and when a live run is ended before its time."""
+"""Time of a job: how it is asked for, and when a live run is ended before its time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policies.attainment import judge
 from policies.sla import Sla
 from tests.engine.paced import ConstantTimer
 from tuner.load.live import LiveEngine
-from tuner.search.budget import DeviceBudget, why_not_in_budget
+from tuner.search.budget import TimeBudget, used_text
 from tuner.search.costs import Cost, Level, Meter, costs_json
 from tuner.search.watch import LiveWatch
 from tuner.spec.errors import TunerError
@@ -24,28 +24,48 @@ SLA = Sla.parse("p90_ttft_ms<=100")
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("device_minutes=30", 1800), ("device_hours=0.5", 1800), (" device_seconds = 90 ", 90)],
+    ("text", "seconds", "is_of_devices"),
+    [
+        ("device_minutes=30", 1800, True),
+        ("device_hours=0.5", 1800, True),
+        (" device_seconds = 90 ", 90, True),
+        ("minutes=2.5", 150, False),
+    ],
 )
-def test_device_time_is_asked_for_in_seconds_minutes_or_hours(text: str, seconds: float) -> None:
-    assert DeviceBudget.parse(text).device_seconds == seconds
+def test_time_of_devices_or_by_the_clock_is_asked_for_in_seconds_minutes_or_hours(
+    text: str, seconds: float, is_of_devices: bool
+) -> None:
+    assert TimeBudget.parse(text) == TimeBudget(seconds=seconds, is_of_devices=is_of_devices)
 
 
 @pytest.mark.parametrize(
-    "text", ["30", "minutes=30", "device_minutes", "device_minutes=x", "device_hours=-1", "",
+    "text", ["30", "days=30", "device_minutes", "device_minutes=x", "device_hours=-1", "",
              "device_seconds=nan", "device_seconds=0", "device_hours=1e99"]
 )  # fmt: skip
-def test_what_is_no_device_time_is_refused_with_the_form_that_is(text: str) -> None:
-    with pytest.raises(TunerError, match="not of the form device_minutes=30"):
-        DeviceBudget.parse(text)
+def test_what_is_no_time_is_refused_with_the_form_that_is(text: str) -> None:
+    with pytest.raises(TunerError, match="not of the form device_minutes=30 or minutes=5"):
+        TimeBudget.parse(text)
 
 
 def test_what_does_not_fit_says_what_is_left_and_what_it_needs() -> None:
-    assert why_not_in_budget(100, 100) is None
-    assert why_not_in_budget(25, 40) == (
+    budget = TimeBudget.parse("device_minutes=2")
+    assert budget.why_not(100, 100) is None
+    assert budget.why_not(25, 40) == (
         "not run: the budget has 25 device seconds left and it needs 40"
     )
-    assert "has 0 device seconds" in str(why_not_in_budget(-3, 1))
+    assert "has 0 device seconds" in str(budget.why_not(-3, 1))
+    assert "has 25 seconds left" in str(TimeBudget.parse("minutes=2").why_not(25, 40))
+
+
+def test_by_the_clock_devices_do_not_count_and_simulation_does() -> None:
+    probed = Cost(level=Level.PROBED, seconds=2.0, device_seconds=8.0)
+    simulated = Cost(level=Level.SIMULATED, seconds=3.0)
+    of_devices, by_clock = TimeBudget.parse("device_minutes=2"), TimeBudget.parse("minutes=2")
+    assert (of_devices.held_s(2.0, 4), by_clock.held_s(2.0, 4)) == (8.0, 2.0)
+    assert [of_devices.taken_s(cost) for cost in (probed, simulated)] == [8.0, 0.0]
+    assert [by_clock.taken_s(cost) for cost in (probed, simulated)] == [2.0, 3.0]
+    told = [used_text({"asked": "x", **b.used_json(30.0)}) for b in (of_devices, by_clock)]
+    assert told == ["budget x: 30 of 120 device seconds used", "budget x: 30 of 120 seconds used"]
 
 
 def ended(ttft_s: float, outcome: Outcome = Outcome.COMPLETED) -> RequestTiming:

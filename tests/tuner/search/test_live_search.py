@@ -15,6 +15,7 @@ from tuner.search.context import TuningContext, TuningEvent
 from tuner.search.prepare import prepare
 from tuner.search.recommend import recommend
 from tuner.search.spec import TuningSpec
+from tuner.search.trials import TrialRecord
 from tuner.search.tune import search
 
 pytestmark = pytest.mark.slow
@@ -106,4 +107,14 @@ def test_what_a_crash_cut_off_counts_when_the_end_is_run_again(
     again = recommend(context, [], spent_device_s=4000.0, is_cancelled=lambda: False).to_json()
     assert again["budget"]["used_device_seconds"] >= 4000
     assert "was not measured again: not run: the budget has 0 " in again["budget"]["not_reached"][0]
-    assert again["recommendation"] is not None
+    assert again["recommendation"]["fidelity"] == "simulated"
+
+
+def test_what_ran_is_recommended_where_no_time_is_left_to_run_what_was_simulated(
+    context: TuningContext, document: dict[str, Any]
+) -> None:
+    ran = [TrialRecord.from_json(trial) for trial in document["trials"]]
+    again = recommend(context, ran[:1], spent_device_s=4000.0).to_json()
+    assert again["recommendation"]["settings"] == document["baseline"]["settings"]
+    assert again["recommendation"]["fidelity"] != "simulated"
+    assert "it was only simulated" in again["demoted"][0]["reason"]

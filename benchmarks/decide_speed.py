@@ -180,6 +180,7 @@ def _table() -> CapacityTable:
 
 def _fast_state(schedule: Schedule, rate_rps: float) -> ControlState:
     load = LoadWindow(
+        window_s=15.0,
         rate_rps=rate_rps,
         mean_input_tokens=1200.0,
         mean_output_tokens=140.0,

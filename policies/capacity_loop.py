@@ -58,14 +58,17 @@ def settings_after(decision: CapacityDecision, before: Settings) -> Settings:
 def is_due(
     memory: CapacityMemory, now_s: float, *, is_urgent: bool, slow_s: float, urgent_s: float
 ) -> bool:
-    """Whether to decide now: after ``slow_s``, or ``urgent_s`` where the SLA is missed or more
-    comes than the entry in force carries, or ``SHED_S`` while requests are turned away; at once
-    where a rise or a queue has just been told from luck, and when fewer devices would have done for
-    long enough."""
+    """Whether to decide now: after ``slow_s``, or ``urgent_s`` where the SLA is missed, more comes
+    than the entry in force carries or too many wait, or ``SHED_S`` while requests are turned away;
+    at once where a rise or a queue has just been told from luck, and when fewer devices would have
+    done for long enough.
+
+    A queue is heard before a window shows the load that made it, so it is looked at again."""
     last_s, look_s = memory.decided_s, memory.look_s
     if last_s is None or is_news(memory) or (look_s is not None and now_s >= look_s):
         return True
-    every_s = urgent_s if is_urgent else slow_s
+    is_soon = is_urgent or memory.flooded_s is not None
+    every_s = min(slow_s, urgent_s) if is_soon else slow_s
     if memory.shedding.commanded_rps is not None:
         every_s = min(every_s, SHED_S)
     return now_s - last_s >= every_s

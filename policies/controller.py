@@ -21,6 +21,7 @@ from policies.decision import (
     RejectedBand,
     SmoothedLoad,
 )
+from policies.load_history import luck_of, margin_of, surely
 from policies.schedule import Schedule
 
 __all__ = [
@@ -42,15 +43,16 @@ def decide(state: ControlState) -> Decision:
     """One turn of the fast loop.
 
     Missing or stale data holds everything as it is. After the cool-down, a load that is beyond its
-    band's edge by the dead band moves to the band it belongs to. Windows that miss the SLA move to
-    the settings of the next higher load; that correction stays until the load changes band, so a
-    constant load cannot make it swing. An SLA that nothing can meet raises a condition.
+    band's edge by the dead band, and by more than luck explains, moves to the band it belongs to.
+    Windows that miss the SLA move to the settings of the next higher load; that correction stays
+    until the load changes band, so a constant load cannot make it swing. An SLA that nothing can
+    meet raises a condition.
     """
     load = state.load
     if load is None:
-        return _hold(state, Reason.NO_DATA, BandRejection.NO_FRESH_DATA)
+        return _hold(_note(state, has_left=False), Reason.NO_DATA, BandRejection.NO_FRESH_DATA)
     if load.age_s > state.limits.max_data_age_s:
-        return _hold(state, Reason.STALE_DATA, BandRejection.NO_FRESH_DATA)
+        return _hold(_note(state, has_left=False), Reason.STALE_DATA, BandRejection.NO_FRESH_DATA)
     if _has_drifted(state):
         return _on_drift(state)
     smoothed = _smooth(state.memory.smoothed, load, state.limits.ema_alpha)
@@ -60,7 +62,7 @@ def decide(state: ControlState) -> Decision:
         return _move(state, target, Reason.FIRST_OBSERVATION)
     if target != state.memory.load_band:
         return _follow_load(state, load, smoothed, target)
-    return _correct(state, load)
+    return _correct(_note(state, has_left=False), load)
 
 
 def _has_drifted(state: ControlState) -> bool:
@@ -128,7 +130,7 @@ def equivalent_rate(load: SmoothedLoad, mix: tuple[float, float]) -> float:
 def _follow_load(
     state: ControlState, window: LoadWindow, load: SmoothedLoad, target: int
 ) -> Decision:
-    """The load belongs to another band; go there unless dead band or cool-down forbid it.
+    """The load belongs to another band; go there unless dead band, luck or cool-down forbid it.
 
     Settings for less load are never chosen on a window that missed the SLA.
     """
@@ -141,17 +143,52 @@ def _follow_load(
         is_dead = _mix_gain(load, current.mix, bands[target].mix) < math.log1p(limits.dead_band)
     elif bands[target].rate_rps_low >= current.rate_rps_high:
         reason, wait_s = Reason.LOAD_UP, limits.cool_down_up_s
-        is_dead = rate < current.rate_rps_high * (1 + limits.dead_band)
+        edge_rps = current.rate_rps_high
+        state = _note(state, has_left=rate >= edge_rps * (1 + limits.dead_band))
+        is_dead = not _is_surely_above(state, window, rate, edge_rps)
     elif _judged(window, limits) is False:
         return _correct(state, window)
     else:
         reason, wait_s = Reason.LOAD_DOWN, limits.cool_down_down_s
-        is_dead = rate > current.rate_rps_low * (1 - limits.dead_band)
+        edge_rps = current.rate_rps_low * (1 - limits.dead_band)
+        state = _note(state, has_left=rate <= edge_rps)
+        is_dead = not _is_surely_below(state, rate, edge_rps)
     if is_dead:
         return _hold(state, Reason.DEAD_BAND, BandRejection.DEAD_BAND, target)
     if memory.changed_s is not None and state.now_s - memory.changed_s < wait_s:
         return _hold(state, Reason.COOL_DOWN, BandRejection.COOL_DOWN, target)
     return _move(state, target, reason)
+
+
+def _note(state: ControlState, *, has_left: bool) -> ControlState:
+    """With the time since which the load has been beyond its band without a break."""
+    before_s = state.memory.left_s
+    left_s = (state.now_s if before_s is None else before_s) if has_left else None
+    return replace(state, memory=replace(state.memory, left_s=left_s))
+
+
+def _is_surely_above(
+    state: ControlState, window: LoadWindow, rate_rps: float, edge_rps: float
+) -> bool:
+    """Whether luck would hardly make so much of a load at the edge, in a window and for as long as
+    it has been so. What missed the SLA was there, luck or not."""
+    left_s = state.memory.left_s
+    if left_s is None:
+        return False
+    if _judged(window, state.limits) is False:
+        return True
+    luck = luck_of(edge_rps * (window.window_s + state.now_s - left_s))
+    return rate_rps >= edge_rps * (1 + margin_of(luck, state.limits.chance_up))
+
+
+def _is_surely_below(state: ControlState, rate_rps: float, edge_rps: float) -> bool:
+    """Whether luck would not make so little of a load at the edge for as long as it has been so:
+    the nearer to the edge, the longer it takes."""
+    left_s = state.memory.left_s
+    if left_s is None:
+        return False
+    luck = luck_of(edge_rps * (state.now_s - left_s))
+    return rate_rps < surely(edge_rps, luck, state.limits.chance_down)
 
 
 def _mix_gain(
@@ -241,6 +278,7 @@ def _move(
         commanded=settings,
         changed_s=state.now_s if is_change else state.memory.changed_s,
         misses=0,
+        left_s=None,
     )
     return Decision(
         action=Action.MOVE if is_change else Action.HOLD,

@@ -68,10 +68,12 @@ class OnDrift(StrEnum):
 class ControlLimits:
     """How eager the controller is.
 
-    ``dead_band`` is the share by which the load must pass a band's edge; the cool-downs count
-    from the last change. ``misses_to_correct`` windows in a row that miss the SLA, each with at
-    least ``min_requests``, move to the settings of a higher load. Drift and misses count only from
-    ``settle_s`` after a change, when it has had time to show.
+    ``dead_band`` is the least share by which the load must pass a band's edge; ``chance_up`` and
+    ``chance_down`` are how surely that must be no luck (a load that rises may miss the SLA, one
+    that falls can wait). The cool-downs count from the last change. ``misses_to_correct`` windows
+    in a row that miss the SLA, each with at least ``min_requests``, move to the settings of a
+    higher load. Drift and misses count only from ``settle_s`` after a change, when it has had time
+    to show.
 
     Raises:
         PolicyInputError: a limit outside its range.
@@ -79,6 +81,8 @@ class ControlLimits:
 
     ema_alpha: float = 0.3
     dead_band: float = 0.1
+    chance_up: float = 0.9
+    chance_down: float = 0.9999
     cool_down_up_s: float = 0.0
     cool_down_down_s: float = 300.0
     max_data_age_s: float = 15.0
@@ -91,6 +95,8 @@ class ControlLimits:
         checks = (
             (0 < self.ema_alpha <= 1, f"ema_alpha={self.ema_alpha}: must be in (0, 1]"),
             (0 <= self.dead_band < 1, f"dead_band={self.dead_band}: must be in [0, 1)"),
+            (0.5 <= self.chance_up < 1, f"chance_up={self.chance_up}: must be in [0.5, 1)"),
+            (0.5 <= self.chance_down < 1, f"chance_down={self.chance_down}: must be in [0.5, 1)"),
             (self.cool_down_up_s >= 0, f"cool_down_up_s={self.cool_down_up_s}: below 0"),
             (self.cool_down_down_s >= 0, f"cool_down_down_s={self.cool_down_down_s}: below 0"),
             (self.misses_to_correct >= 1, f"misses_to_correct={self.misses_to_correct}: below 1"),
@@ -102,7 +108,7 @@ class ControlLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadWindow:
-    """What was observed in the last window. A rate of 0 is a real, observed silence.
+    """What was observed in the last ``window_s`` seconds. A rate of 0 is a real, observed silence.
 
     Mean lengths are None when no request arrived. ``is_sla_met`` is None when nothing finished
     in the window; ``num_requests`` is how many requests it was judged by. ``age_s`` is how long
@@ -112,6 +118,7 @@ class LoadWindow:
         PolicyInputError: a number that is not finite.
     """
 
+    window_s: float
     rate_rps: float
     mean_input_tokens: float | None
     mean_output_tokens: float | None
@@ -120,7 +127,9 @@ class LoadWindow:
     age_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_finite(self, "rate_rps", "mean_input_tokens", "mean_output_tokens", "age_s")
+        _check_finite(
+            self, "window_s", "rate_rps", "mean_input_tokens", "mean_output_tokens", "age_s"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +153,8 @@ class ControlMemory:
     """What one decision hands to the next.
 
     ``load_band`` is the band the load belongs to. ``band_index`` is the band whose settings are
-    commanded; it is the higher one after a correction by observation.
+    commanded; it is the higher one after a correction by observation. ``left_s``: since when the
+    load has been beyond its band and the dead band without a break.
     """
 
     load_band: int | None = None
@@ -153,10 +163,13 @@ class ControlMemory:
     smoothed: SmoothedLoad | None = None
     changed_s: float | None = None
     misses: int = 0
+    left_s: float | None = None
 
     def as_of(self, now_s: float) -> ControlMemory:
         """The same, but after a clock that was set back (:mod:`policies.clock`)."""
-        return replace(self, changed_s=back(self.changed_s, ahead_s(now_s, self.changed_s)))
+        by_s = ahead_s(now_s, self.changed_s, self.left_s)
+        changed_s, left_s = back(self.changed_s, by_s), back(self.left_s, by_s)
+        return replace(self, changed_s=changed_s, left_s=left_s)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,10 +59,16 @@ def luck_of(requests: float) -> float:
     return math.sqrt(2 / max(requests, LEAST_COUNT))
 
 
+def margin_of(luck: float, chance: float) -> float:
+    """The share by which luck, a relative standard deviation, takes a rate beyond its load with no
+    more than 1 - ``chance``."""
+    return NormalDist().inv_cdf(max(chance, 0.5)) * luck
+
+
 def surely(rate_rps: float, luck: float, chance: float) -> float:
     """The load that a rate, ``luck`` off as a relative standard deviation, would exceed by luck
     with no more than 1 - ``chance``."""
-    return rate_rps * max(1 - NormalDist().inv_cdf(max(chance, 0.5)) * luck, 0.0)
+    return rate_rps * max(1 - margin_of(luck, chance), 0.0)
 
 
 def rate_of(input_tokens: float, output_tokens: float, mix: tuple[float, float]) -> float:

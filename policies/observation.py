@@ -78,8 +78,10 @@ def join_windows(
     timings = tuple(timing for window in windows for timing in window.timings)
     measurement = Measurement(fidelity=fidelity, timings=timings, driver_lag_ms=Distribution.of(()))
     report = judge(sla, measurement) if sla is not None and timings else None
+    window_s = sum(window.window_s for window in windows)
     load = LoadWindow(
-        rate_rps=sum(w.num_arrived for w in windows) / sum(w.window_s for w in windows),
+        window_s=window_s,
+        rate_rps=sum(window.num_arrived for window in windows) / window_s,
         mean_input_tokens=_mean([t.prompt_tokens for t in timings]),
         mean_output_tokens=_mean([t.output_tokens for t in timings]),
         num_requests=sum(t.outcome is not Outcome.CUT for t in timings),

@@ -111,6 +111,7 @@ def observe_server(
     report = None if sla is None else judge_server(sla, window)
     lengths = window.mean_lengths or (None, None)
     load = LoadWindow(
+        window_s=window.window_s,
         rate_rps=window.arrived / window.window_s,
         mean_input_tokens=lengths[0],
         mean_output_tokens=lengths[1],

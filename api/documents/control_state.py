@@ -68,6 +68,7 @@ def memory_from_json(document: Mapping[str, Any] | None) -> ControlMemory:
         smoothed=_read_smoothed(smoothed),
         changed_s=document["changed_s"],
         misses=document["misses"],
+        left_s=document.get("left_s"),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,9 +28,10 @@ from policies.controller import (
 from policies.errors import PolicyInputError
 from policies.schedule import LoadBand, Schedule
 
-WINDOW_S = 5.0
+WINDOW_S, HOUR_S = 5.0, 3600.0
 PLAN = ParallelPlan(sp=2, shift=True)
-eager = ControlLimits(cool_down_down_s=0.0)
+# Loads of these tests are exact: nothing in them is luck.
+eager = ControlLimits(cool_down_down_s=0.0, chance_up=0.5, chance_down=0.5)
 
 
 def band(
@@ -59,6 +61,7 @@ def window(
     rate: float, *, is_met: bool | None = None, mix: tuple[float, float] = (500, 50)
 ) -> LoadWindow:
     return LoadWindow(
+        window_s=WINDOW_S,
         rate_rps=rate,
         mean_input_tokens=mix[0],
         mean_output_tokens=mix[1],
@@ -123,7 +126,9 @@ def test_stale_data_holds_like_missing_data() -> None:
 
 
 def test_an_observed_silence_is_a_load_of_zero() -> None:
-    silence = LoadWindow(rate_rps=0.0, mean_input_tokens=None, mean_output_tokens=None)
+    silence = LoadWindow(
+        window_s=WINDOW_S, rate_rps=0.0, mean_input_tokens=None, mean_output_tokens=None
+    )
     decisions = play([window(10), *[silence] * 80])
     assert decisions[-1].band_index == 0
 
@@ -146,6 +151,59 @@ def test_a_load_just_over_the_edge_stays_inside_the_dead_band() -> None:
     assert (decision.action, decision.reason) == (Action.HOLD, Reason.DEAD_BAND)
     assert decision.band_index == 0
     assert decision.rejected[0].why is BandRejection.DEAD_BAND
+
+
+def seen(rates_rps: Sequence[float], seed: int, *, window_s: float = 15.0) -> list[LoadWindow]:
+    """What is seen at every look of requests that come by luck at these rates, one for each look,
+    with lengths that differ as much as exponential ones do."""
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(np.array(rates_rps) * WINDOW_S)
+    tokens = [rng.exponential(1.0, count).sum() for count in counts]
+    found = []
+    for nth in range(1, len(counts) + 1):
+        last = slice(max(0, nth - round(window_s / WINDOW_S)), nth)
+        seconds, requests = len(counts[last]) * WINDOW_S, int(counts[last].sum())
+        size = sum(tokens[last]) / requests
+        found.append(
+            LoadWindow(
+                window_s=seconds,
+                rate_rps=requests / seconds,
+                mean_input_tokens=500 * size,
+                mean_output_tokens=50 * size,
+                num_requests=requests,
+                is_sla_met=True,
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("share", [0.95, 1.0, 1.05])
+@pytest.mark.parametrize("edge_rps", [2.0, 6.0])
+def test_a_load_that_wanders_about_an_edge_changes_settings_once_an_hour_at_most(
+    edge_rps: float, share: float
+) -> None:
+    rates = [share * edge_rps] * round(HOUR_S / WINDOW_S)
+    moves = [d for d in play(seen(rates, 1)) if d.action is Action.MOVE]
+    assert moves[0].reason is Reason.FIRST_OBSERVATION
+    assert len(moves) <= 2, [move.reason for move in moves]
+
+
+def test_a_step_of_such_a_load_is_followed_in_seconds_and_a_fall_that_stays_is_too() -> None:
+    calm, busy = [4.0] * 60, [12.0] * 120
+    decisions = play(seen([*calm, *busy, *calm], 1))
+    moves = [nth for nth, d in enumerate(decisions) if d.action is Action.MOVE]
+    assert [decisions[nth].reason for nth in moves[1:]] == [Reason.LOAD_UP, Reason.LOAD_DOWN]
+    assert (moves[1] - len(calm)) * WINDOW_S <= 25
+    assert (moves[2] - len(calm) - len(busy)) * WINDOW_S <= 90
+
+
+def test_a_load_that_misses_the_sla_past_the_dead_band_is_no_luck() -> None:
+    """A few requests a second, a fifth past the edge: luck would explain that, and a miss does
+    not."""
+    for is_met, reason in ((True, Reason.DEAD_BAND), (False, Reason.LOAD_UP)):
+        risen = play([window(1.5)] + [window(2.4, is_met=is_met)] * 8)
+        assert reason in {decision.reason for decision in risen}
+        assert (risen[-1].band_index == 1) is not is_met
 
 
 def test_longer_requests_count_as_more_load() -> None:

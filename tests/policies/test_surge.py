@@ -189,6 +189,22 @@ def test_a_queue_longer_than_the_sla_bears_is_news_once() -> None:
     assert not is_news(watch(seen, look(115.0, 5, waiting=12), entry(1), TABLE, limits))
 
 
+def test_a_queue_heard_before_a_window_shows_its_load_is_looked_at_again_soon() -> None:
+    """The window of thirty seconds still tells of the calm before when the queue is heard."""
+    limits = CapacityLimits()
+    memory = watch(
+        CapacityMemory(decided_s=100.0), look(105.0, 10, waiting=9), entry(1), TABLE, limits
+    )
+    known = {"table": TABLE, "current": entry(1), "forecast": ahead(1.0), "observed_luck": 0.2}
+    early = decide_capacity(CapacityState(now_s=105.0, observed_rps=1.5, memory=memory, **known))
+    assert early.action is Action.HOLD
+    memory = watch(early.memory, look(110.0, 10, waiting=14), entry(1), TABLE, limits)
+    memory = watch(memory, look(115.0, 10, waiting=19), entry(1), TABLE, limits)
+    assert is_due(memory, 115.0, is_urgent=False, slow_s=180.0, urgent_s=10.0)
+    late = decide_capacity(CapacityState(now_s=115.0, observed_rps=2.3, memory=memory, **known))
+    assert late.action is Action.MOVE
+
+
 def test_a_queue_that_is_worked_off_is_no_news() -> None:
     memory = CapacityMemory(decided_s=100.0)
     limits = CapacityLimits()

@@ -93,7 +93,7 @@ def find_capacity_table(
 
 def _simulated(context: TuningContext, recommended: Settings) -> dict[ParallelPlan, CarriedRate]:
     """What plans that are worth an entry carry by simulation, and the recommended one."""
-    found = [_climb(context, options) for options in _options_by_plan(context)]
+    found = [_climb(context, options) for options in _options_by_plan(context, recommended)]
     standings = [standing for standing in found if standing is not None]
     is_driven = context.max_live_ranks > 0 and context.spec.capacity_seconds > 0
     share, most = (LIVE_SHARE, MOST_LIVE) if is_driven else (NEAR, MOST_NEAR)
@@ -169,12 +169,15 @@ def _entry(context: TuningContext, standing: Standing) -> CarriedRate | None:
     return entry_of(_asked(context, standing.settings), standing, lambda _: None)
 
 
-def _options_by_plan(context: TuningContext) -> list[list[Settings]]:
-    """The settings of each plan, those with most headroom at the asked load first."""
+def _options_by_plan(context: TuningContext, recommended: Settings) -> list[list[Settings]]:
+    """The settings of each plan, those with most headroom at the asked load first; of its own plan
+    first what is ``recommended``: caps that never bind carry as much, and an engine would change to
+    them under more load for nothing. :func:`tuner.capacity.table.climb` wants others to carry
+    more."""
+    options = {recommended.plan: [recommended]}
     ranked = sorted(context.design.values(), key=lambda point: -point.headroom(context.sla))
-    options: dict[ParallelPlan, list[Settings]] = {}
     for point in ranked:
-        if not point.runs_full_decodes_in_base:
+        if point.settings != recommended and not point.runs_full_decodes_in_base:
             options.setdefault(point.settings.plan, []).append(point.settings)
     return list(options.values())
 

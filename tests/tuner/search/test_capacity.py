@@ -83,8 +83,10 @@ def test_what_the_table_offers_is_driven_what_is_recommended_first(
     context: TuningContext, simulated: dict[str, float]
 ) -> None:
     machine = Machine(shares=dict.fromkeys(simulated, 0.9), simulated=simulated)
-    table = find_capacity_table(context, ONE, machine).table
+    recommended = replace(ONE, caps=replace(ONE.caps, max_num_seqs=256))
+    table = find_capacity_table(context, recommended, machine).table
     assert machine.asked == ["tp=1", "dp=2"]
+    assert table.entries[0].settings == recommended, "64 sequences carry no more"
     assert all(entry.fidelity is Fidelity.MEASURED for entry in table.entries)
     assert table.entries[1].rate_rps == pytest.approx(0.9 * simulated["dp=2"])
 

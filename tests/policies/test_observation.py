@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -62,7 +63,8 @@ def test_nothing_but_bad_windows_is_no_data(name: str) -> None:
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_a_load_that_is_not_finite_cannot_be_made(value: float) -> None:
     fine = {"rate_rps": 1.0, "mean_input_tokens": None, "mean_output_tokens": 2.0}
+    window = partial(LoadWindow, window_s=15.0)
     for name in fine:
-        for kind in (LoadWindow, SmoothedLoad):
+        for kind in (window, SmoothedLoad):
             with pytest.raises(PolicyInputError, match=f"{name}=.* must be finite"):
                 kind(**{**fine, name: value})

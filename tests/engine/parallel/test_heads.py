@@ -26,11 +26,17 @@ MODEL = ModelConfig(
 )
 
 
+def _divisors(number: int, most: int) -> list[int]:
+    return [n for n in range(1, min(number, most) + 1) if number % n == 0]
+
+
 @st.composite
 def models_and_plans(draw: st.DrawFn) -> tuple[ModelConfig, ParallelPlan]:
     kv_heads, group = draw(st.integers(1, 12)), draw(st.integers(1, 8))
-    model = replace(MODEL, num_heads=kv_heads * group, num_kv_heads=kv_heads)
-    sp, tp = draw(st.integers(1, 12)), draw(st.integers(1, 6))
+    ranks = draw(st.sampled_from(_divisors(kv_heads * group, 72)))
+    tp = draw(st.sampled_from(_divisors(ranks, 6)))
+    sp = ranks // tp
+    model = replace(MODEL, num_heads=kv_heads * group, num_kv_heads=kv_heads, ffn_size=16 * ranks)
     plan = ParallelPlan(sp=sp, tp=tp, shift=sp > 1)
     assume(not infeasible_reasons(plan, model))
     return model, plan

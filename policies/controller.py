@@ -11,6 +11,7 @@ from dataclasses import replace
 from policies.decision import (
     Action,
     BandRejection,
+    BeyondBand,
     ControlLimits,
     ControlMemory,
     ControlState,
@@ -50,9 +51,9 @@ def decide(state: ControlState) -> Decision:
     """
     load = state.load
     if load is None:
-        return _hold(_note(state, has_left=False), Reason.NO_DATA, BandRejection.NO_FRESH_DATA)
+        return _hold(state, Reason.NO_DATA, BandRejection.NO_FRESH_DATA)
     if load.age_s > state.limits.max_data_age_s:
-        return _hold(_note(state, has_left=False), Reason.STALE_DATA, BandRejection.NO_FRESH_DATA)
+        return _hold(state, Reason.STALE_DATA, BandRejection.NO_FRESH_DATA)
     if _has_drifted(state):
         return _on_drift(state)
     smoothed = _smooth(state.memory.smoothed, load, state.limits.ema_alpha)
@@ -62,7 +63,7 @@ def decide(state: ControlState) -> Decision:
         return _move(state, target, Reason.FIRST_OBSERVATION)
     if target != state.memory.load_band:
         return _follow_load(state, load, smoothed, target)
-    return _correct(_note(state, has_left=False), load)
+    return _correct(_within(state), load)
 
 
 def _has_drifted(state: ControlState) -> bool:
@@ -140,55 +141,67 @@ def _follow_load(
     rate = equivalent_rate(load, current.mix)
     if bands[target].mix != current.mix:
         reason, wait_s = Reason.MIX_CHANGED, limits.cool_down_up_s
+        state = _within(state)
         is_dead = _mix_gain(load, current.mix, bands[target].mix) < math.log1p(limits.dead_band)
     elif bands[target].rate_rps_low >= current.rate_rps_high:
         reason, wait_s = Reason.LOAD_UP, limits.cool_down_up_s
         edge_rps = current.rate_rps_high
-        state = _note(state, has_left=rate >= edge_rps * (1 + limits.dead_band))
-        is_dead = not _is_surely_above(state, window, rate, edge_rps)
+        if rate >= edge_rps * (1 + limits.dead_band):
+            state, for_s = _beyond(state, window, is_above=True)
+            is_dead = not _is_surely_above(state, window, rate, edge_rps, for_s)
+        else:
+            state, is_dead = _within(state), True
     elif _judged(window, limits) is False:
-        return _correct(state, window)
+        return _correct(_within(state), window)
     else:
         reason, wait_s = Reason.LOAD_DOWN, limits.cool_down_down_s
         edge_rps = current.rate_rps_low * (1 - limits.dead_band)
-        state = _note(state, has_left=rate <= edge_rps)
-        is_dead = not _is_surely_below(state, rate, edge_rps)
+        if rate <= edge_rps:
+            state, for_s = _beyond(state, window, is_above=False)
+            luck = luck_of(edge_rps * for_s)
+            # The nearer to the edge, the longer it takes.
+            is_dead = rate >= surely(edge_rps, luck, limits.chance_down)
+        else:
+            state, is_dead = _within(state), True
+    is_cooling = memory.changed_s is not None and state.now_s - memory.changed_s < wait_s
+    if not is_dead and not is_cooling:
+        return _move(state, target, reason)
+    state = _count_misses(state, window)
+    if state.memory.misses >= limits.misses_to_correct:
+        return _answer_misses(state)
     if is_dead:
         return _hold(state, Reason.DEAD_BAND, BandRejection.DEAD_BAND, target)
-    if memory.changed_s is not None and state.now_s - memory.changed_s < wait_s:
-        return _hold(state, Reason.COOL_DOWN, BandRejection.COOL_DOWN, target)
-    return _move(state, target, reason)
+    return _hold(state, Reason.COOL_DOWN, BandRejection.COOL_DOWN, target)
 
 
-def _note(state: ControlState, *, has_left: bool) -> ControlState:
-    """With the time since which the load has been beyond its band without a break."""
-    before_s = state.memory.left_s
-    left_s = (state.now_s if before_s is None else before_s) if has_left else None
-    return replace(state, memory=replace(state.memory, left_s=left_s))
+def _within(state: ControlState) -> ControlState:
+    """The load is not beyond its band and the dead band."""
+    return replace(state, memory=replace(state.memory, beyond=None))
+
+
+def _beyond(
+    state: ControlState, window: LoadWindow, *, is_above: bool
+) -> tuple[ControlState, float]:
+    """The load is beyond its band, and for how many seconds it has been: time that was not watched
+    is no evidence, so after a longer gap than data may be old it counts anew."""
+    now_s, before = state.now_s, state.memory.beyond
+    since_s = now_s
+    if before is not None and before.is_above is is_above:
+        gap_s = now_s - before.seen_s - window.window_s
+        since_s = before.since_s if gap_s <= state.limits.max_data_age_s else now_s
+    beyond = BeyondBand(is_above=is_above, since_s=since_s, seen_s=now_s)
+    return replace(state, memory=replace(state.memory, beyond=beyond)), now_s - since_s
 
 
 def _is_surely_above(
-    state: ControlState, window: LoadWindow, rate_rps: float, edge_rps: float
+    state: ControlState, window: LoadWindow, rate_rps: float, edge_rps: float, for_s: float
 ) -> bool:
     """Whether luck would hardly make so much of a load at the edge, in a window and for as long as
     it has been so. What missed the SLA was there, luck or not."""
-    left_s = state.memory.left_s
-    if left_s is None:
-        return False
     if _judged(window, state.limits) is False:
         return True
-    luck = luck_of(edge_rps * (window.window_s + state.now_s - left_s))
+    luck = luck_of(edge_rps * (window.window_s + for_s))
     return rate_rps >= edge_rps * (1 + margin_of(luck, state.limits.chance_up))
-
-
-def _is_surely_below(state: ControlState, rate_rps: float, edge_rps: float) -> bool:
-    """Whether luck would not make so little of a load at the edge for as long as it has been so:
-    the nearer to the edge, the longer it takes."""
-    left_s = state.memory.left_s
-    if left_s is None:
-        return False
-    luck = luck_of(edge_rps * (state.now_s - left_s))
-    return rate_rps < surely(edge_rps, luck, state.limits.chance_down)
 
 
 def _mix_gain(
@@ -205,22 +218,30 @@ def _mix_gain(
 
 def _correct(state: ControlState, load: LoadWindow) -> Decision:
     """The load has not changed band: hold, or answer windows that missed the SLA."""
-    memory, limits = state.memory, state.limits
-    misses = memory.misses
-    is_met = _judged(load, limits)
-    # A window judges these settings only once all its requests were served under them.
-    if is_met is not None and _has_settled(state):
-        misses = 0 if is_met else misses + 1
-    state = replace(state, memory=replace(memory, misses=misses))
-    if misses < limits.misses_to_correct:
+    state = _count_misses(state, load)
+    if state.memory.misses < state.limits.misses_to_correct:
         return _hold_in_band(state)
+    return _answer_misses(state)
+
+
+def _count_misses(state: ControlState, load: LoadWindow) -> ControlState:
+    """A window judges these settings only once all its requests were served under them."""
+    is_met = _judged(load, state.limits)
+    if is_met is None or not _has_settled(state):
+        return state
+    misses = 0 if is_met else state.memory.misses + 1
+    return replace(state, memory=replace(state.memory, misses=misses))
+
+
+def _answer_misses(state: ControlState) -> Decision:
+    """The settings of the next higher load, or what stands against them."""
     if state.is_feasible_when_idle is False and _asks_no_less(state):
         return _raise(state, Reason.SLA_INFEASIBLE)
     higher = _next_higher(state)
     if higher is None:
         return _raise(state, Reason.SLA_MISSED_AT_TOP)
-    assert memory.load_band is not None, "the first observation sets the load band"
-    return _move(state, higher, Reason.SLA_MISSED, load_band=memory.load_band)
+    assert state.memory.load_band is not None, "the first observation sets the load band"
+    return _move(state, higher, Reason.SLA_MISSED, load_band=state.memory.load_band)
 
 
 def _asks_no_less(state: ControlState) -> bool:
@@ -278,7 +299,7 @@ def _move(
         commanded=settings,
         changed_s=state.now_s if is_change else state.memory.changed_s,
         misses=0,
-        left_s=None,
+        beyond=None,
     )
     return Decision(
         action=Action.MOVE if is_change else Action.HOLD,

@@ -149,12 +149,21 @@ class SmoothedLoad:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BeyondBand:
+    """The load is above its band and the dead band (or below them) since ``since_s`` without a
+    break, as last seen at ``seen_s``."""
+
+    is_above: bool
+    since_s: float
+    seen_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ControlMemory:
     """What one decision hands to the next.
 
     ``load_band`` is the band the load belongs to. ``band_index`` is the band whose settings are
-    commanded; it is the higher one after a correction by observation. ``left_s``: since when the
-    load has been beyond its band and the dead band without a break.
+    commanded; it is the higher one after a correction by observation.
     """
 
     load_band: int | None = None
@@ -163,13 +172,13 @@ class ControlMemory:
     smoothed: SmoothedLoad | None = None
     changed_s: float | None = None
     misses: int = 0
-    left_s: float | None = None
+    beyond: BeyondBand | None = None
 
     def as_of(self, now_s: float) -> ControlMemory:
         """The same, but after a clock that was set back (:mod:`policies.clock`)."""
-        by_s = ahead_s(now_s, self.changed_s, self.left_s)
-        changed_s, left_s = back(self.changed_s, by_s), back(self.left_s, by_s)
-        return replace(self, changed_s=changed_s, left_s=left_s)
+        changed_s = back(self.changed_s, ahead_s(now_s, self.changed_s))
+        is_ahead = self.beyond is not None and self.beyond.seen_s > now_s
+        return replace(self, changed_s=changed_s, beyond=None if is_ahead else self.beyond)
 
 
 @dataclass(frozen=True, kw_only=True)

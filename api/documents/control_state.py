@@ -16,7 +16,7 @@ from policies.busy_rate import BusyRate
 from policies.capacity_state import CapacityMemory, Queue
 from policies.capacity_watch import Look
 from policies.controller import ControlMemory
-from policies.decision import SmoothedLoad
+from policies.decision import BeyondBand, SmoothedLoad
 from policies.errors import PolicyInputError
 from policies.load_history import SLOT_S, LoadSlot
 from policies.observation import Observation, TrafficWindow, join_windows
@@ -61,6 +61,7 @@ def memory_from_json(document: Mapping[str, Any] | None) -> ControlMemory:
     if not document:
         return ControlMemory()
     commanded, smoothed = document["commanded"], document["smoothed"]
+    beyond = document.get("beyond")
     return ControlMemory(
         load_band=document["load_band"],
         band_index=document["band_index"],
@@ -68,7 +69,7 @@ def memory_from_json(document: Mapping[str, Any] | None) -> ControlMemory:
         smoothed=_read_smoothed(smoothed),
         changed_s=document["changed_s"],
         misses=document["misses"],
-        left_s=document.get("left_s"),
+        beyond=None if beyond is None else BeyondBand(**beyond),
     )
 
 

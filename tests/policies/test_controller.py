@@ -206,6 +206,41 @@ def test_a_load_that_misses_the_sla_past_the_dead_band_is_no_luck() -> None:
         assert (risen[-1].band_index == 1) is not is_met
 
 
+def test_misses_inside_the_dead_band_take_the_settings_of_the_higher_load() -> None:
+    missing, meeting = [window(2.1, is_met=False)] * 5, [window(2.1, is_met=True)] * 40
+    decisions = play([window(1.9)] * 3 + missing + meeting)
+    moves = [d.reason for d in decisions if d.action is Action.MOVE]
+    assert moves == [Reason.FIRST_OBSERVATION, Reason.SLA_MISSED]
+    assert decisions[-1].settings == SCHEDULE.bands[1].settings
+
+
+def test_misses_inside_the_dead_band_count_in_a_row_only() -> None:
+    windows = [window(2.1, is_met=bool(nth % 3)) for nth in range(60)]
+    moves = [d.reason for d in play([window(1.9)] * 3 + windows) if d.action is Action.MOVE]
+    assert moves == [Reason.FIRST_OBSERVATION]
+
+
+CALM_BAND = ControlLimits(cool_down_down_s=0.0)
+FALLEN = window(1.75)  # a little below the middle band and its dead band
+
+
+def first_move(windows: Sequence[LoadWindow | None]) -> int | None:
+    decisions = play([window(3.0), *windows], limits=CALM_BAND)[1:]
+    return next((nth for nth, d in enumerate(decisions) if d.action is Action.MOVE), None)
+
+
+def test_a_look_without_data_takes_nothing_away_and_time_not_watched_is_no_evidence() -> None:
+    steady = first_move([FALLEN] * 4000)
+    assert steady is not None
+    with_holes = first_move([None if nth % 7 == 6 else FALLEN for nth in range(4000)])
+    assert with_holes is not None
+    assert steady <= with_holes <= steady + 8
+    silence: list[LoadWindow | None] = [None] * 3000
+    after_silence = first_move([*[FALLEN] * 20, *silence, *[FALLEN] * 4000])
+    assert after_silence is not None
+    assert after_silence - 20 - len(silence) >= steady - 20
+
+
 def test_longer_requests_count_as_more_load() -> None:
     decision = play([window(1.5)] + [window(1.5, mix=(2500, 250))] * 20)[-1]
     assert decision.band_index == 2

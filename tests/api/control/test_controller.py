@@ -19,7 +19,7 @@ from api.web.context import AppContext
 from api.web.metrics import ServiceMetrics
 from api.web.settings import ServiceSettings
 from policies.controller import ControlMemory
-from policies.decision import SmoothedLoad
+from policies.decision import BeyondBand, SmoothedLoad
 from store import Database
 from store.engines import Window
 from store.models import EngineLoad, Heartbeat
@@ -262,6 +262,7 @@ def test_a_new_controller_goes_on_from_what_the_last_one_remembered(
             smoothed=SmoothedLoad(rate_rps=2, mean_input_tokens=None, mean_output_tokens=3),
             changed_s=1.5,
             misses=2,
+            beyond=BeyondBand(is_above=False, since_s=1.0, seen_s=6.0),
         ),
     ],
 )

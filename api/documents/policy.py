@@ -47,8 +47,10 @@ DEFAULT_GUARDS: Json = {
     "apply_retuned": False,
     ON_DRIFT: OnDrift.PAUSE.value,
 }
-# Models that differ in nothing but their vocabulary are tunings of one: their steps take as long.
-SHAPE = tuple(name for name in MODEL_SIZES if name != "vocab_size")
+# Tunings of one model may add a few tokens to its vocabulary: their steps take as long.
+VOCABULARY, ADDED_TOKENS = "vocab_size", 0.05
+# In the provenance of a version that was adopted as its engine came back with another model.
+OTHER_MODEL = "other_model"
 # Fields that the service writes itself; a patch may name one only with the value it has.
 FIXED = ("schema", "engine", "provenance")
 
@@ -211,7 +213,10 @@ def other_shape(tuned: Json, served: Json) -> str | None:
     """In which sizes two models differ, in words; None: in none, or one of them is not known."""
     if not tuned or not served:
         return None
-    differing = [name for name in SHAPE if tuned.get(name) != served.get(name)]
+    differing = [name for name in MODEL_SIZES if tuned.get(name) != served.get(name)]
+    fewer, more = sorted((tuned.get(VOCABULARY) or 0, served.get(VOCABULARY) or 0))
+    if more <= fewer * (1 + ADDED_TOKENS):
+        differing = [name for name in differing if name != VOCABULARY]
     return ", ".join(f"{n} {tuned.get(n)}, not {served.get(n)}" for n in differing) or None
 
 

@@ -77,7 +77,7 @@ def register(
         row.applied_version = 0
         if differing is not None:
             why = f"it serves another model now: {differing}"
-            adopt(uow, row, in_force, caller, reason=why, is_other_model=True)
+            adopt(uow, row, in_force, caller, reason=why, other_model=differing)
     record(uow, caller, "engine.register", f"engines/{row.id}", reason=str(in_force.plan))
     leases.renew(uow, [leases.Need.of(row, in_force.plan, body.devices)], settings)
     return row, issued

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from api.documents.control_state import memory_to_json
-from api.documents.policy import PolicyDocument
+from api.documents.policy import OTHER_MODEL, PolicyDocument
 from api.services.audit import record
 from api.web.auth import Caller
 from engine.spec.settings import Settings
@@ -22,13 +22,13 @@ def adopt(
     caller: Caller,
     *,
     reason: str,
-    is_other_model: bool = False,
+    other_model: str | None = None,
 ) -> PolicyVersion:
     """Make what the engine runs the requested policy, as a version already applied.
 
     What the service adds (SLA, guards, provenance, recommendation, schedule) is that of the last
     version that was applied and not refused: nothing of a refused one stays. Where the engine
-    serves another model now (``is_other_model``), only SLA and guards stay.
+    serves another model now (``other_model``: how it differs), only SLA and guards stay.
     """
     before = None
     if engine.desired_version:
@@ -38,13 +38,13 @@ def adopt(
         document = PolicyDocument(engine=engine.id, settings=in_force)
     else:
         document = replace(PolicyDocument.from_json(kept.document), settings=in_force)
-    if is_other_model:
-        document = replace(document, provenance={})
+    if other_model is not None:
+        document = replace(document, provenance={OTHER_MODEL: other_model})
     after = document.to_json()
     row = uow.policies.add(
         engine,
         document=after,
-        control=None if kept is None or is_other_model else kept.control,
+        control=None if kept is None or other_model is not None else kept.control,
         origin="adopted",
         reason=reason,
         created_by=caller.actor,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from api.documents.inventory import check_plan, read_inventory
 from api.documents.policy import (
+    OTHER_MODEL,
     PolicyDocument,
     check_limits,
     differences,
@@ -29,7 +29,6 @@ from store.models import EngineRow, PolicyVersion
 from store.models.base import Json
 
 ROLLBACK = "rollback"
-BACK_TO = re.compile(r"\(to version (\d+)\)$")
 # What goes in force with a version before any recommendation was applied.
 NO_CONTROL: Json = {"recommendation_id": None, "schedule": None, "capacity_table": None}
 
@@ -216,7 +215,7 @@ def rollback(
     call goes one version further back.
 
     Raises:
-        ConflictError: no version was applied before the current one.
+        ConflictError: no other version was applied before the current one.
         NotFoundError: no such engine or version.
     """
     engine = uow.engines.get(engine_id, for_update=True)
@@ -246,18 +245,28 @@ def back_to(version: int) -> str:
 
 
 def _applied_before(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
-    """The one applied before the current one; before what that is a copy of, if it is a rollback:
-    the newest before it is what was rolled back."""
+    """The newest one that was applied before the current one and says something else; of a
+    rollback, before the version that it is a copy of: what lies between was rolled back."""
     row = current(uow, engine)
-    while row.origin == ROLLBACK and (led := BACK_TO.search(row.reason)) is not None:
-        row = uow.policies.get(engine.id, int(led[1]))
-    found = uow.policies.find_applied(engine.id, before=row.version)
-    if found is None:
-        raise ConflictError(
-            f"engine {engine.id} has no version applied before {row.version}; name a version to "
-            "ask for another one"
-        )
-    return found
+    now, is_copy = _content(row), row.origin == ROLLBACK
+    while OTHER_MODEL not in PolicyDocument.from_json(row.document).provenance:
+        found = uow.policies.find_applied(engine.id, before=row.version)
+        if found is None:
+            break
+        is_same = _content(found) == now
+        if not is_same and not is_copy:
+            return found
+        row, is_copy = found, is_copy and not is_same
+    raise ConflictError(
+        f"engine {engine.id} has no other version of its model applied before "
+        f"{engine.desired_version}; name a version to ask for it anyway"
+    )
+
+
+def _content(row: PolicyVersion) -> tuple[PolicyDocument, Json]:
+    """What a version asks for, without how it came to be."""
+    document = replace(PolicyDocument.from_json(row.document), provenance={})
+    return document, row.control or NO_CONTROL
 
 
 def _predicted(uow: UnitOfWork, control: Json | None, settings: Settings) -> Json | None:

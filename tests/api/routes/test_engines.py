@@ -72,9 +72,11 @@ def test_an_engine_that_comes_back_with_another_model_is_not_asked_for_the_polic
     assert (engine["recommendation_id"], engine["sla"]) == (None, "p95_ttft_ms<=500")
     policy = client.get(f"/v1/engines/{engine_id}/policy").json()["requested"]
     assert policy["caps"] == engine_body()["policy"]["caps"]
-    assert policy["provenance"] == {}
+    assert policy["provenance"] == {"other_model": "num_layers 4, not 2"}
     versions = client.get(f"/v1/engines/{engine_id}/policy/versions").json()
     assert versions[0]["reason"] == "it serves another model now: num_layers 4, not 2"
+    back = client.post(f"/v1/engines/{engine_id}:rollback", json={})
+    assert back.status_code == 409, "the versions before were for the old model"
 
 
 def test_a_policy_that_cannot_be_read_is_422(client: TestClient) -> None:

@@ -292,7 +292,18 @@ def test_a_second_rollback_goes_further_back_and_not_to_what_the_first_left(
     assert modes == ["base", "auto"]
     nothing = client.post(url, json={})
     assert nothing.status_code == 409
-    assert "no version applied before 1; name a version" in nothing.json()["detail"]
+    assert "no other version of its model applied before 5; name a" in nothing.json()["detail"]
+
+
+def test_a_rollback_passes_versions_that_say_the_same(client: TestClient) -> None:
+    """As where a change by hand was reverted: going back to those would change nothing."""
+    engine_id = register(client)
+    for mode in ("base", "shift", "base", "shift"):
+        patched(client, engine_id, {"mode": mode}, etag_of(client, engine_id))
+        acknowledge(client, engine_id)
+    url = f"/v1/engines/{engine_id}:rollback"
+    assert client.post(url, json={"version": 3}).json()["changes"] == []
+    assert client.post(url, json={}).json()["policy"]["requested"]["mode"] == "base"
 
 
 def test_a_rollback_with_nothing_before_is_409_and_to_no_version_404(client: TestClient) -> None:

@@ -64,6 +64,10 @@ class TimeBudget:
         """What it takes of the budget to hold so many devices for so long."""
         return seconds * num_devices if self.is_of_devices else seconds
 
+    def clock_s(self, num_devices: int) -> float:
+        """About how long it lasts by the clock, where as many devices are held all the time."""
+        return self.seconds / num_devices if self.is_of_devices else self.seconds
+
     def taken_s(self, cost: Cost) -> float:
         """What it has taken of the budget."""
         return cost.device_seconds if self.is_of_devices else cost.seconds

@@ -14,7 +14,7 @@ from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
 from store.rows import find_row
 from store.watched import Change, note
-from tuner.search.costs import SPENT
+from tuner.search.costs import SPENT, Spent
 
 
 class JobRepository:
@@ -134,13 +134,17 @@ class JobRepository:
         )
         return self._session.scalars(query).all()
 
-    def spent_device_s(self, job_id: str) -> float:
-        """Device seconds that the job told of in events: what it took after its trials, which keep
+    def spent(self, job_id: str) -> Spent:
+        """What the job told of in events that it took after its trials, which keep
         theirs themselves."""
         query = sa.select(JobEventRow.data).where(
             JobEventRow.job_id == job_id, JobEventRow.type == SPENT
         )
-        return float(sum(data["device_seconds"] for data in self._session.scalars(query)))
+        found = self._session.scalars(query).all()
+        return Spent(
+            seconds=float(sum(data["seconds"] for data in found)),
+            device_seconds=float(sum(data["device_seconds"] for data in found)),
+        )
 
     def count_by_state(self) -> dict[JobState, int]:
         """Jobs per state, states without a job included."""

@@ -75,7 +75,8 @@ class FirstTune:
         int, typer.Option(min=1, max=MOST_DEVICES, help="Most devices (ranks) a plan may use.")
     ] = 2
     trials: Annotated[
-        int, typer.Option(min=0, max=1000, help="Most trials; 0 serves without a search.")
+        int,
+        typer.Option(min=0, max=1000, help="Most trials, as far as --budget goes; 0: no search."),
     ] = 6
     budget: Annotated[
         str | None,

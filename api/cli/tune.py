@@ -23,6 +23,7 @@ from api.cli.interrupts import stoppable
 from api.cli.pictured import DrawnOutput
 from api.cli.trial_bar import TrialBar
 from api.cli.tune_options import LiveTrials, Search, TunedMachine, tuning_spec
+from tuner.search.costs import NOTHING_SPENT, Spent
 
 if TYPE_CHECKING:
     from api.jobs.kept import Keeper
@@ -111,7 +112,7 @@ class _Job:
     keeper: Keeper
     groundwork: dict[str, Any] | None = None
     trials: tuple[TrialRecord, ...] = ()
-    spent_device_s: float = 0.0
+    spent: Spent = NOTHING_SPENT
 
 
 def _new(spec: TuningSpec, cost_model: str | None) -> _Job:
@@ -139,7 +140,7 @@ def _resumed(word: str, *, num_trials: int | None) -> _Job:
         keeper=keeper,
         groundwork=kept.groundwork,
         trials=kept.trials,
-        spent_device_s=kept.spent_device_s,
+        spent=kept.spent,
     )
 
 
@@ -166,7 +167,7 @@ def _run(job: _Job) -> tuple[TuningReport, bool]:
                     context,
                     job.trials,
                     is_cancelled=lambda: is_stopped() or keeper.is_cancelled(),
-                    spent_device_s=job.spent_device_s,
+                    spent=job.spent,
                 )
             except Exception as error:
                 keeper.fail(str(error))

@@ -74,7 +74,9 @@ def up(wanted: Wanted, first: FirstTune, ports: Ports, as_json: JsonOption = Fal
     budget = first.check(workload)
     check_device(first.device)
     ports.check()
-    search_s = TimeBudget.parse(budget).seconds if first.trials else 0.0
+    search_s = 0.0
+    if first.trials:
+        search_s = TimeBudget.parse(budget).clock_s(first.devices)
     countdown = Countdown(seconds=2 * START_S + search_s)
     try:
         with ExitStack() as stack:

@@ -14,13 +14,15 @@ BACKLOG_S = 1800
 
 
 def keep_load(uow: UnitOfWork, engine: EngineRow, now: datetime) -> None:
-    """Keep the minutes that are over and not kept yet, from the engine's heartbeats; forget those
-    that lie ahead, where a clock that ran ahead was set back."""
+    """Keep the minutes that are over and not kept yet, from the engine's heartbeats.
+
+    Minutes may lie ahead: a clock that ran ahead was set back, or this one is behind for now. That
+    cannot be told, so they stay, and each is written anew when its time has come.
+    """
     this_minute_s = _minute_s(now)
     last_s = uow.loads.last_start_s(engine.id)
     if last_s is not None and last_s >= this_minute_s:
-        uow.loads.drop_from(engine.id, this_minute_s)
-        last_s = uow.loads.last_start_s(engine.id)
+        last_s = uow.loads.last_start_s(engine.id, before_s=this_minute_s - int(SLOT_S))
     next_s = this_minute_s - BACKLOG_S
     if last_s is not None:
         next_s = max(next_s, last_s + int(SLOT_S))
@@ -28,7 +30,7 @@ def keep_load(uow: UnitOfWork, engine: EngineRow, now: datetime) -> None:
         return
     beats = uow.engines.list_heartbeats(engine.id, since=datetime.fromtimestamp(next_s, UTC))
     slots = load_slots(beats)
-    uow.loads.add(
+    uow.loads.put(
         EngineLoad(
             engine_id=engine.id,
             start_s=start_s,

@@ -207,7 +207,7 @@ def _question(
     since = now - timedelta(seconds=HISTORY_S)
     arrivals = recent_requests(
         uow.engines.list_heartbeats(engine.id, since=since),
-        uow.loads.list_since(engine.id, int(since.timestamp())),
+        uow.loads.list_between(engine.id, int(since.timestamp()), now.timestamp()),
         most=MOST_REQUESTS,
     )
     candidate = candidate_of(rollout)

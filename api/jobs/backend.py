@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tuner.search.costs import Spent
+
 Json = dict[str, Any]
 OnEvent = Callable[[str, Json], None]
 IsCancelled = Callable[[], bool]
@@ -58,11 +60,9 @@ class PreparedJob(Protocol):
         """
         ...
 
-    def recommend(
-        self, trials: Sequence[Json], is_cancelled: IsCancelled, spent_device_s: float
-    ) -> Verdict:
-        """Decide from the finished trials. ``spent_device_s``: device seconds that earlier calls,
-        which a crash cut off, told of in events of type ``spent``."""
+    def recommend(self, trials: Sequence[Json], is_cancelled: IsCancelled, spent: Spent) -> Verdict:
+        """Decide from the finished trials. ``spent``: what earlier calls, which a crash
+        cut off, told of in events of type ``spent``."""
         ...
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from store import ConflictError, Database, NotFoundError, UnitOfWork
 from store.locks import NamedLock
 from store.models import JobState, TuningJob
 from tuner.search.context import TuningContext
+from tuner.search.costs import NOTHING_SPENT, Spent
 from tuner.search.report import TuningReport
 from tuner.search.spec import TuningSpec
 from tuner.search.trials import TrialRecord
@@ -41,7 +42,7 @@ class Kept:
     cost_model: dict[str, Any] | None
     groundwork: dict[str, Any] | None
     trials: tuple[TrialRecord, ...]
-    spent_device_s: float = 0.0
+    spent: Spent = NOTHING_SPENT
 
 
 def find_kept(database: Database, word: str) -> Kept:
@@ -69,7 +70,7 @@ def find_kept(database: Database, word: str) -> Kept:
             cost_model=None if model_id is None else uow.cost_models.get(model_id).document,
             groundwork=uow.groundworks.find(job.id),
             trials=tuple(TrialRecord.from_json(r) for r in uow.trials.list_records(job.id)),
-            spent_device_s=uow.jobs.spent_device_s(job.id),
+            spent=uow.jobs.spent(job.id),
         )
 
 

@@ -166,8 +166,8 @@ class JobRunner:
         prepared = self._prepare(job_id)
         with self._database.read() as uow:
             trials = uow.trials.list_records(job_id)
-            spent_device_s = uow.jobs.spent_device_s(job_id)
-        verdict = prepared.recommend(trials, self._is_cancelled(job_id), spent_device_s)
+            spent = uow.jobs.spent(job_id)
+        verdict = prepared.recommend(trials, self._is_cancelled(job_id), spent)
         with self._database.begin() as uow:
             job = uow.jobs.get(job_id, for_update=True)
             if job.state is JobState.CANCELLING:

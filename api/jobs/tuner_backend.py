@@ -25,6 +25,7 @@ from engine.spec.model import ModelConfig
 from policies.errors import PolicyInputError
 from tuner.profiling.profile import weights_of
 from tuner.search.context import TuningContext, TuningEvent
+from tuner.search.costs import Spent
 from tuner.search.groundwork import new_groundwork
 from tuner.search.prepare import prepare
 from tuner.search.recommend import recommend
@@ -133,14 +134,10 @@ class TunerJob:
             trial = run_trial(self._context, number, records, is_cancelled=is_cancelled)
         return plain(trial.to_json())
 
-    def recommend(
-        self, trials: Sequence[Json], is_cancelled: IsCancelled, spent_device_s: float
-    ) -> Verdict:
+    def recommend(self, trials: Sequence[Json], is_cancelled: IsCancelled, spent: Spent) -> Verdict:
         with _input_errors(), only_visible(self._devices):
             records = [TrialRecord.from_json(record) for record in trials]
-            report = recommend(
-                self._context, records, is_cancelled=is_cancelled, spent_device_s=spent_device_s
-            )
+            report = recommend(self._context, records, is_cancelled=is_cancelled, spent=spent)
         return verdict_of(report)
 
     def close(self) -> None:

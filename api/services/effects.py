@@ -111,6 +111,7 @@ def _slots(
     """Minutes that are kept, and those that only heartbeats tell of."""
     fresh = load_slots(list(beats))
     kept = {
-        row.start_s: slot_of(row) for row in uow.loads.list_since(engine.id, int(now_s) - BACK_S)
+        row.start_s: slot_of(row)
+        for row in uow.loads.list_between(engine.id, int(now_s) - BACK_S, now_s)
     }
     return [slot for _, slot in sorted({**fresh, **kept}.items())]

@@ -36,7 +36,7 @@ def history_of(
 ) -> LoadHistory:
     """The minutes of the last days, in requests of ``mix``; ``under_way``: what is known of this
     one."""
-    rows = uow.loads.list_since(engine.id, int(now_s) - HISTORY_S)
+    rows = uow.loads.list_between(engine.id, int(now_s) - HISTORY_S, now_s)
     return LoadHistory.of((*map(slot_of, rows), *under_way), mix=mix)
 
 

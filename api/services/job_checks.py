@@ -48,10 +48,21 @@ def require_all(checks: Iterable[Check], summary: str) -> None:
 
 def job_spec(body: TuningJobCreate) -> Json:
     """The job as it is kept: a later default changes nothing for it."""
-    hardware = body.options.get("hardware", body.hardware)
+    hardware = _hardware(body)
     backend = body.backend if hardware == LOCAL else backend_of(body.backend)
-    num_devices = body.num_devices or parse_hardware(body.hardware).count
+    num_devices = _num_devices(body) or parse_hardware(hardware).count
     return {**body.model_dump(mode="json"), "backend": backend, "num_devices": num_devices}
+
+
+def _hardware(body: TuningJobCreate) -> str:
+    """What holds, as options come before the fields; of another type, they are refused later."""
+    named = body.options.get("hardware")
+    return named if isinstance(named, str) else body.hardware
+
+
+def _num_devices(body: TuningJobCreate) -> int | None:
+    named = body.options.get("num_devices")
+    return named if isinstance(named, int) else body.num_devices
 
 
 def check_job(body: TuningJobCreate, settings: ServiceSettings) -> None:
@@ -60,20 +71,22 @@ def check_job(body: TuningJobCreate, settings: ServiceSettings) -> None:
     Raises:
         ApiError: 422 naming each field.
     """
+    hardware, num_devices = _hardware(body), _num_devices(body)
     checks: list[Check] = [
         ("/sla", lambda: Sla.parse(body.sla)),
         (
             body.pointer("model_dir"),
-            lambda: check_model(body.model_dir, body.hardware, settings.places),
+            lambda: check_model(body.model_dir, hardware, settings.places),
         ),
         (body.pointer("workload"), lambda: check_workload(body.workload, settings.places)),
-        ("/hardware", lambda: _check_hardware(body.hardware, body.num_devices)),
-        ("/num_devices", lambda: _check_here(body.hardware, body.num_devices, settings)),
-        ("/backend", lambda: _check_backend(body.backend, body.hardware)),
+        ("/hardware", lambda: _check_hardware(hardware, num_devices)),
+        ("/num_devices", lambda: _check_here(hardware, num_devices, settings)),
+        ("/backend", lambda: _check_backend(body.backend, hardware)),
         ("/dtype", lambda: check_dtype(body.dtype)),
-        ("/quantization", lambda: check_quantization(body.quantization, body.hardware)),
+        ("/quantization", lambda: check_quantization(body.quantization, hardware)),
     ]
-    require_all(checks, COULD_NOT_RUN)
+    told = {f"/{name}" for name in body.options}  # those come first, and are checked next
+    require_all([check for check in checks if check[0] not in told], COULD_NOT_RUN)
     require_all([("/options", lambda: _check_options(body, settings))], COULD_NOT_RUN)
 
 

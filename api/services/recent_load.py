@@ -34,7 +34,8 @@ def recent_workload(uow: UnitOfWork, engine: EngineRow, *, now_s: float) -> Work
 
     Minutes of silence or of which nothing is known are left out, so that gaps do not count as rest.
     """
-    minutes = [row for row in uow.loads.list_since(engine.id, int(now_s) - HOURS_S) if row.requests]
+    kept = uow.loads.list_between(engine.id, int(now_s) - HOURS_S, now_s)
+    minutes = [row for row in kept if row.requests]
     lengths = _lengths(uow, engine, now_s)
     minutes = _thinned(minutes)
     if not len(lengths) or sum(row.requests for row in minutes) < LEAST_REQUESTS:

@@ -140,7 +140,7 @@ def capacity_lines(document: dict[str, Any]) -> list[str]:
         least = document["rates"][0]
         if document.get("is_interrupted"):
             return [f"not known yet: {sla} is missed at {load_text(least)}, by {_by(answer)}"]
-        if _meets(least, sla):
+        if answer["binding"] is not None and _meets(least, sla):
             return [
                 f"no load meets {sla} with P of at least {document['min_probability']:g}: at "
                 f"{load_text(least)} its bounds are met, but with P {least['sla_probability']:.2f} "

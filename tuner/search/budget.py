@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from policies.numbers import short
-from tuner.search.costs import Cost
+from tuner.search.costs import Cost, Spent
 from tuner.spec.errors import TunerError
 
 UNITS_S = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
@@ -64,7 +64,11 @@ class TimeBudget:
         """What it takes of the budget to hold so many devices for so long."""
         return seconds * num_devices if self.is_of_devices else seconds
 
-    def taken_s(self, cost: Cost) -> float:
+    def clock_s(self, num_devices: int) -> float:
+        """About how long it lasts by the clock, where as many devices are held all the time."""
+        return self.seconds / num_devices if self.is_of_devices else self.seconds
+
+    def taken_s(self, cost: Cost | Spent) -> float:
         """What it has taken of the budget."""
         return cost.device_seconds if self.is_of_devices else cost.seconds
 

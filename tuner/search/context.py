@@ -18,7 +18,7 @@ from policies.sla import Sla
 from tuner.hardware import Hardware
 from tuner.load.tuning_target import MakeTarget, TargetAsked, TuningTarget
 from tuner.search.corrected import Corrected
-from tuner.search.costs import Cost, Meter
+from tuner.search.costs import NOTHING_SPENT, Cost, Meter, Spent
 from tuner.search.grid import Grid
 from tuner.search.served import server_caps
 from tuner.search.simulator import Simulator
@@ -57,7 +57,7 @@ class TuningContext:
     ``design`` are simulated points of every feasible plan, never run or not. ``server_command``
     starts what trials run on, unless that is an engine of ours. ``meter`` holds the costs since the
     last trial, ``design_costs`` those of the design, ``final_costs`` those of measuring the best
-    again, and ``spent_before_s`` how many device seconds of the latter an earlier process took.
+    again, and ``spent_before`` what an earlier process took of the latter.
     ``groundwork_key`` identifies what trials rest on, and ``num_kept`` is its size when it was last
     kept. ``step_samples`` are those of live runs of our engine in this process, the latest.
     """
@@ -81,7 +81,7 @@ class TuningContext:
     meter: Meter = field(default_factory=Meter)
     design_costs: tuple[Cost, ...] = ()
     final_costs: list[Cost] = field(default_factory=list)
-    spent_before_s: float = 0.0
+    spent_before: Spent = NOTHING_SPENT
     step_samples: list[StepSample] = field(default_factory=list)
     groundwork_key: str = ""
     num_kept: int = 0

@@ -69,6 +69,17 @@ class Meter:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What earlier calls, which were cut off, took after the last trial."""
+
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+
+
+NOTHING_SPENT = Spent()
+
+
 def device_seconds(costs: Iterable[Cost]) -> float:
     return sum(cost.device_seconds for cost in costs)
 

@@ -16,6 +16,7 @@ from tuner.described.machine import Machine
 from tuner.described.steps import MachineSteps, NodeSteps, StepSource, steps_json
 from tuner.described.title import Asked, Title
 from tuner.search.context import TuningContext
+from tuner.search.costs import NOTHING_SPENT, Spent
 from tuner.search.finals import Finals
 from tuner.search.recommended import make_recommendation
 from tuner.search.report import (
@@ -68,7 +69,7 @@ def recommend(
     trials: Sequence[TrialRecord],
     *,
     is_cancelled: Callable[[], bool] = lambda: False,
-    spent_device_s: float = 0.0,
+    spent: Spent = NOTHING_SPENT,
 ) -> TuningReport:
     """Choose among all trials and all simulated points; measure the winner again.
 
@@ -78,10 +79,10 @@ def recommend(
     gets the same chance to prove itself before the answer is that nothing will do.
 
     Then winner, runner-up and trial 0 share fresh draws (``tuner.search.finals``), which may change
-    the places of the first two. ``spent_device_s``: what an earlier call took that was cut off.
+    the places of the first two. ``spent``: what an earlier call took that was cut off.
     """
     context.final_costs.clear()
-    context.spent_before_s = spent_device_s
+    context.spent_before = spent
     pool = _pool(context, trials)
     finals = Finals(context=context, trials=trials, is_cancelled=is_cancelled)
     confirmations = finals.confirmations

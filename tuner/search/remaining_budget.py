@@ -49,9 +49,8 @@ class RemainingBudget:
         return whole_s - self.spent_s(budget)
 
     def spent_s(self, budget: TimeBudget) -> float:
-        """Seconds of it that are used. What a call took that was cut off is known in device
-        seconds, which are no less than those of the clock."""
-        return sum(map(budget.taken_s, self.costs)) + self.context.spent_before_s
+        """Seconds of it that are used, those of calls that were cut off included."""
+        return sum(map(budget.taken_s, self.costs)) + budget.taken_s(self.context.spent_before)
 
     def allowed_s(self, settings: Settings) -> float | None:
         """Seconds that a run of ``settings`` may take; None: as long as it takes."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tuner.search.context import OnEvent, TuningContext
+from tuner.search.costs import NOTHING_SPENT, Spent
 from tuner.search.prepare import prepare
 from tuner.search.recommend import recommend
 from tuner.search.report import TuningReport
@@ -43,13 +44,13 @@ def search(
     trials: Sequence[TrialRecord] = (),
     *,
     is_cancelled: Callable[[], bool] = lambda: False,
-    spent_device_s: float = 0.0,
+    spent: Spent = NOTHING_SPENT,
 ) -> TuningReport:
     """Run the trials that are still to come after ``trials``, and recommend; see :func:`tune` and,
-    for ``spent_device_s``, :func:`recommend`."""
+    for ``spent``, :func:`recommend`."""
     done = list(trials)
     while len(done) < context.spec.trials and not is_cancelled():
         trial = run_trial(context, len(done), done, is_cancelled=is_cancelled)
         if not trial.is_cut_short:
             done.append(trial)
-    return recommend(context, done, is_cancelled=is_cancelled, spent_device_s=spent_device_s)
+    return recommend(context, done, is_cancelled=is_cancelled, spent=spent)

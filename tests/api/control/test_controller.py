@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from api.control.controller import PRUNED_AT_ONCE, Controller
+from api.control.loads import keep_load
 from api.documents.control_state import memory_from_json, memory_to_json
 from api.web.context import AppContext
 from api.web.metrics import ServiceMetrics
@@ -173,7 +174,7 @@ def test_a_clock_that_was_set_back_holds_nothing_up(
         changed_s = (utc_now() + ahead).timestamp()
         engine.control_memory = {**engine.control_memory, "changed_s": changed_s}
         this_minute_s = int(utc_now().timestamp() // 60 * 60)
-        uow.loads.add(
+        uow.loads.put(
             EngineLoad(
                 engine_id=engine_id,
                 start_s=this_minute_s + offset_s,
@@ -186,11 +187,41 @@ def test_a_clock_that_was_set_back_holds_nothing_up(
         )
     beat(client, engine_id, 60)
     controller.tick()
-    # No hour between that minute and now is made up, and minutes are kept again from now on.
+    # Nothing of the hour that lies ahead is forgotten, which a clock that is behind for now needs.
+    with database.read() as uow:
+        newest_s = uow.loads.last_start_s(engine_id)
+    assert newest_s == this_minute_s + ahead.total_seconds()
+    # No hour between that minute and now is made up.
     assert client.get(f"/v1/forecasts/{engine_id}").json()["history_slots"] < 10
     assert decisions(client, engine_id)[0] == ("move", "load_up")
     newest = client.get("/v1/decisions", params={"engine_id": engine_id}).json()[0]
     assert newest["observed"]["rate_rps"] == 60.0
+
+
+def test_minutes_left_by_a_clock_that_ran_ahead_are_written_anew_when_they_come(
+    client: TestClient, engine_id: str, database: Database
+) -> None:
+    beat(client, engine_id, 5)
+    minute_s = int(utc_now().timestamp() // 60 * 60)
+    with database.begin() as uow:
+        uow.loads.put(
+            EngineLoad(
+                engine_id=engine_id,
+                start_s=minute_s + offset_s,
+                seen_s=60.0,
+                requests=300.0,
+                input_tokens=300.0,
+                output_tokens=300.0,
+            )
+            for offset_s in range(-120, 180, 60)
+        )
+        for kept in uow.session.scalars(sa.select(Heartbeat)):
+            kept.received_at = datetime.fromtimestamp(minute_s, UTC)
+    with database.begin() as uow:
+        keep_load(uow, uow.engines.get(engine_id), datetime.fromtimestamp(minute_s + 61, UTC))
+    with database.read() as uow:
+        kept = uow.loads.list_between(engine_id, minute_s - 120, minute_s + 400)
+    assert [row.requests for row in kept] == [300.0, 300.0, 5.0, 300.0, 300.0]
 
 
 def test_a_decision_holds_what_was_seen_and_what_was_rejected(

@@ -117,7 +117,7 @@ def remember_load(database: Database, engine_id: str, minutes: int = 30) -> None
     """Minutes of load before those of the test."""
     start_s = int(utc_now().timestamp() // 60 * 60) - 7200
     with database.begin() as uow:
-        uow.loads.add(
+        uow.loads.put(
             EngineLoad(
                 engine_id=engine_id,
                 start_s=start_s + 60 * nth,

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from api.documents.tuning_spec import job_document, tuning_spec
+from api.schemas.tuning import TuningJobCreate
+from api.services.job_checks import job_spec
 from engine.spec.quantisation import WeightFormat
 from tuner.search.spec import TuningSpec
 from tuner.spec.errors import TunerError
@@ -51,3 +53,14 @@ def test_a_job_says_what_its_ranks_quantise_to_and_one_of_before_says_nothing() 
         tuning_spec({**JOB, "quantization": "w8a8"})
     with pytest.raises(TunerError, match="int4"):
         tuning_spec({**here, "quantization": "int4"})
+
+
+def test_devices_are_counted_on_the_hardware_that_options_name() -> None:
+    body = TuningJobCreate(
+        model_dir="m",
+        workload="w",
+        sla="p95_ttft_ms<=500",
+        hardware="8xh200",
+        options={"hardware": "2xh200"},
+    )
+    assert job_spec(body)["num_devices"] == 2

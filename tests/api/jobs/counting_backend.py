@@ -25,6 +25,7 @@ from api.jobs.worker import run_worker
 from api.web.settings import ServiceSettings
 from engine.logs import configure_logs
 from engine.spec.settings import Settings
+from tuner.search.costs import Spent
 
 
 def open_gate(log: Path, number: int) -> None:
@@ -74,13 +75,11 @@ class CountingJob:
     def close(self) -> None:
         pass
 
-    def recommend(
-        self, trials: Sequence[Json], is_cancelled: IsCancelled, spent_device_s: float
-    ) -> Verdict:
+    def recommend(self, trials: Sequence[Json], is_cancelled: IsCancelled, spent: Spent) -> Verdict:
         report = {
             "trials": list(trials),
             "recommendation": None,
-            "spent_device_s": spent_device_s,
+            "spent": [spent.seconds, spent.device_seconds],
         }
         if self._options.get("infeasible"):
             return Verdict(

@@ -179,12 +179,14 @@ def test_what_a_crash_left_spent_at_the_end_is_known_when_the_end_runs_again(
     runner.begin(job_id)
     with database.begin() as uow:
         for device_seconds in (12.5, 30.0):
-            uow.jobs.append_event(job_id, "spent", {"device_seconds": device_seconds})
+            uow.jobs.append_event(
+                job_id, "spent", {"seconds": 10.0, "device_seconds": device_seconds}
+            )
     runner.finish(job_id)
     with database.read() as uow:
         report = uow.jobs.get(job_id).report
     assert report is not None
-    assert report["spent_device_s"] == 42.5
+    assert report["spent"] == [20.0, 42.5]
 
 
 def test_a_job_that_meets_no_sla_is_infeasible_with_the_reason(

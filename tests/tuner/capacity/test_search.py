@@ -51,6 +51,9 @@ def test_a_least_load_that_is_met_too_narrowly_is_not_told_as_missed() -> None:
     )
     document["rates"] = [least | {"metrics": {"p95_ttft_ms": 501.0}}]
     assert "it is missed at 1 client already" in capacity_lines(document)[0]
+    document["rates"] = [least | {"metrics": {"p95_ttft_ms": 480.0}}]
+    document["capacity"] = {"load": None, "binding": None}
+    assert capacity_lines(document)[0].endswith("missed at 1 client already, by requests that fail")
 
 
 @given(edge=st.floats(1e-3, 500), start=st.floats(0.01, 100))

@@ -15,7 +15,7 @@ from policies.sla import Sla
 from tests.engine.paced import ConstantTimer
 from tuner.load.live import LiveEngine
 from tuner.search.budget import TimeBudget, used_text
-from tuner.search.costs import Cost, Level, Meter, costs_json
+from tuner.search.costs import Cost, Level, Meter, Spent, costs_json
 from tuner.search.watch import LiveWatch
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
@@ -62,8 +62,11 @@ def test_by_the_clock_devices_do_not_count_and_simulation_does() -> None:
     simulated = Cost(level=Level.SIMULATED, seconds=3.0)
     of_devices, by_clock = TimeBudget.parse("device_minutes=2"), TimeBudget.parse("minutes=2")
     assert (of_devices.held_s(2.0, 4), by_clock.held_s(2.0, 4)) == (8.0, 2.0)
+    assert (of_devices.clock_s(2), by_clock.clock_s(2)) == (60.0, 120.0)
     assert [of_devices.taken_s(cost) for cost in (probed, simulated)] == [8.0, 0.0]
     assert [by_clock.taken_s(cost) for cost in (probed, simulated)] == [2.0, 3.0]
+    spent = Spent(seconds=30.0, device_seconds=60.0)
+    assert [b.taken_s(spent) for b in (of_devices, by_clock)] == [60.0, 30.0]
     told = [used_text({"asked": "x", **b.used_json(30.0)}) for b in (of_devices, by_clock)]
     assert told == ["budget x: 30 of 120 device seconds used", "budget x: 30 of 120 seconds used"]
 

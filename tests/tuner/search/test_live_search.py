@@ -12,6 +12,7 @@ import pytest
 from engine.models.create import create_model
 from tuner.load.live import LiveEngine
 from tuner.search.context import TuningContext, TuningEvent
+from tuner.search.costs import Spent
 from tuner.search.prepare import prepare
 from tuner.search.recommend import recommend
 from tuner.search.spec import TuningSpec
@@ -104,7 +105,9 @@ def test_what_a_crash_cut_off_counts_when_the_end_is_run_again(
     spent_s = sum(event.data["device_seconds"] for event in told if event.kind == "spent")
     of_trials = sum(c["device_seconds"] for t in document["trials"] for c in t["costs"])
     assert spent_s == pytest.approx(document["budget"]["used_device_seconds"] - of_trials)
-    again = recommend(context, [], spent_device_s=4000.0, is_cancelled=lambda: False).to_json()
+    again = recommend(
+        context, [], spent=Spent(device_seconds=4000.0), is_cancelled=lambda: False
+    ).to_json()
     assert again["budget"]["used_device_seconds"] >= 4000
     assert "was not measured again: not run: the budget has 0 " in again["budget"]["not_reached"][0]
     assert again["recommendation"]["fidelity"] == "simulated"
@@ -114,7 +117,7 @@ def test_what_ran_is_recommended_where_no_time_is_left_to_run_what_was_simulated
     context: TuningContext, document: dict[str, Any]
 ) -> None:
     ran = [TrialRecord.from_json(trial) for trial in document["trials"]]
-    again = recommend(context, ran[:1], spent_device_s=4000.0).to_json()
+    again = recommend(context, ran[:1], spent=Spent(device_seconds=4000.0)).to_json()
     assert again["recommendation"]["settings"] == document["baseline"]["settings"]
     assert again["recommendation"]["fidelity"] != "simulated"
     assert "it was only simulated" in again["demoted"][0]["reason"]

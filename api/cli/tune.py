@@ -23,11 +23,11 @@ from api.cli.interrupts import stoppable
 from api.cli.pictured import DrawnOutput
 from api.cli.trial_bar import TrialBar
 from api.cli.tune_options import LiveTrials, Search, TunedMachine, tuning_spec
-from tuner.search.costs import NOTHING_SPENT, Spent
 
 if TYPE_CHECKING:
     from api.jobs.kept import Keeper
     from tuner.search.context import TuningEvent
+    from tuner.search.costs import Spent
     from tuner.search.report import TuningReport
     from tuner.search.spec import TuningSpec
     from tuner.search.trials import TrialRecord
@@ -112,7 +112,7 @@ class _Job:
     keeper: Keeper
     groundwork: dict[str, Any] | None = None
     trials: tuple[TrialRecord, ...] = ()
-    spent: Spent = NOTHING_SPENT
+    spent: Spent | None = None
 
 
 def _new(spec: TuningSpec, cost_model: str | None) -> _Job:
@@ -146,6 +146,7 @@ def _resumed(word: str, *, num_trials: int | None) -> _Job:
 
 def _run(job: _Job) -> tuple[TuningReport, bool]:
     """The report, and whether Ctrl-C cut the search short."""
+    from tuner.search.costs import NOTHING_SPENT
     from tuner.search.prepare import prepare
     from tuner.search.tune import search
 
@@ -167,7 +168,7 @@ def _run(job: _Job) -> tuple[TuningReport, bool]:
                     context,
                     job.trials,
                     is_cancelled=lambda: is_stopped() or keeper.is_cancelled(),
-                    spent=job.spent,
+                    spent=job.spent or NOTHING_SPENT,
                 )
             except Exception as error:
                 keeper.fail(str(error))
